@@ -1,0 +1,116 @@
+"""launch/forward_signals.py: with real launchers and ranks that write down every signal they get."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+WRAPPER = Path(__file__).parents[3] / "launch" / "forward_signals.py"
+LAUNCHERS = {
+    "torchrun": ["--nproc-per-node", "2", "--master-port", "0"],
+    "deepspeed": ["--num_gpus", "2", "--master_port", "29641", "--no_local_rank"],
+}
+
+# A rank as vitscale's are: it has a worker that inherits its environment, goes on after USR2 and INT, and on
+# TERM ends with 75, which rank 0 also writes down.
+RANK = """
+import json, os, signal, sys, time
+from pathlib import Path
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+got = []
+names = {signal.SIGTERM: "TERM", signal.SIGINT: "INT", signal.SIGUSR2: "USR2"}
+
+def note(signum, frame):
+    got.append([names[signum], time.time()])
+    (folder / f"got{rank}.tmp").write_text(json.dumps(got))
+    (folder / f"got{rank}.tmp").rename(folder / f"got{rank}")
+
+def work():
+    for signum in names:
+        signal.signal(signum, lambda *_: (folder / f"worker{rank}").touch())
+    (folder / f"ready{rank}").touch()
+    time.sleep(60)
+
+for signum in names:
+    signal.signal(signum, note)
+worker = os.fork()
+if worker == 0:
+    work()
+while not any(name == "TERM" for name, _ in got):
+    time.sleep(0.01)
+os.kill(worker, signal.SIGKILL)
+if rank == "0" and sys.argv[2] == "write":
+    Path(os.environ["VITSCALE_EXIT_FILE"]).write_text(json.dumps({"status": 75, "reason": "asked to stop"}))
+sys.exit(75)
+"""
+
+
+def await_files(*paths: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not all(path.exists() for path in paths):
+        assert time.monotonic() < deadline, f"{paths} did not appear"
+        time.sleep(0.02)
+
+
+def read(path: Path) -> list[list]:
+    return json.loads(path.read_text())
+
+
+def start(launcher: str, folder: Path, word: str) -> subprocess.Popen[bytes]:
+    script = folder / "rank.py"
+    script.write_text(RANK)
+    command = [Path(sys.executable).with_name(launcher), *LAUNCHERS[launcher], script, folder, word]
+    process = subprocess.Popen([sys.executable, WRAPPER, *command], stderr=subprocess.DEVNULL)
+    await_files(folder / "ready0", folder / "ready1")
+    return process
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_rank_gets_each_signal_once_and_the_status_comes_back(launcher, tmp_path):
+    process = start(launcher, tmp_path, "write")
+    for count, signum in enumerate((signal.SIGUSR2, signal.SIGINT, signal.SIGTERM), start=1):
+        process.send_signal(signum)
+        deadline = time.monotonic() + 20
+        while not all((tmp_path / name).exists() and len(read(tmp_path / name)) == count for name in ("got0", "got1")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert process.wait(timeout=40) == 75
+    first, second = read(tmp_path / "got0"), read(tmp_path / "got1")
+    assert [name for name, _ in first] == [name for name, _ in second] == ["USR2", "INT", "TERM"]
+    assert max(abs(a - b) for (_, a), (_, b) in zip(first, second, strict=True)) < 0.2
+    assert not (tmp_path / "worker0").exists()
+    assert not (tmp_path / "worker1").exists()
+
+
+def test_without_an_exit_file_the_launchers_status_counts(tmp_path):
+    process = start("torchrun", tmp_path, "keep silent")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=40) == 1  # what torchrun makes of 75
+
+
+@pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -KILL $$", 137)])
+def test_status_of_a_launcher_without_ranks(command, status):
+    assert subprocess.run([sys.executable, WRAPPER, "bash", "-c", command], timeout=20).returncode == status
+
+
+def test_signal_before_there_are_ranks_ends_the_launcher(tmp_path):
+    ready = tmp_path / "ready"
+    launcher = ["bash", "-c", f"touch {ready}; sleep 60 & wait"]
+    process = subprocess.Popen([sys.executable, WRAPPER, *launcher])
+    await_files(ready)
+    time.sleep(0.1)  # the wrapper installs its handlers just after it starts the launcher
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=20) == 143
+
+
+def test_missing_launcher_is_one_clear_line():
+    done = subprocess.run([sys.executable, WRAPPER, "no-such-launcher"], capture_output=True, text=True, timeout=20)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "Error: no-such-launcher: No such file or directory: name a launcher such as torchrun"
+    ]

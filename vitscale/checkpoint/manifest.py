@@ -1,0 +1,95 @@
+"""The manifest: the one file that makes a directory a checkpoint."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vitscale.errors import CheckpointError
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class FileRecord(BaseModel):
+    """One file of a checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a checkpoint holds and what it came from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    step: int
+    """Optimizer updates made."""
+    generation: int
+    """The run's start count when this was saved; an older generation never commits over a newer one."""
+    world_size: int
+    optimizer_steps: int
+    """Updates that Adam's bias correction counts."""
+    cursor: dict[str, Any]
+    """Position in the data order."""
+    config: dict[str, Any]
+    """The resolved config."""
+    model: dict[str, Any]
+    """Arguments of `create_model` that rebuild the model."""
+    labels: list[str]
+    """Class names (wnids) in label order."""
+    shapes: dict[str, list[int]]
+    """Parameter name -> shape."""
+    metrics: dict[str, float]
+    """Newest validation metrics."""
+    versions: dict[str, str]
+    """Versions of vitscale and the libraries that wrote it."""
+    saved_at: str
+    """UTC, ISO 8601; for people, nothing depends on it."""
+    files: list[FileRecord]
+
+
+def write_manifest(manifest: Manifest, directory: Path) -> Path:
+    """Write the manifest with a digest of itself, so that a flipped bit in it is seen too."""
+    body = manifest.model_dump(mode="json")
+    path = directory / MANIFEST_NAME
+    path.write_text(json.dumps({"sha256": _digest(body), "manifest": body}, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check the manifest of a checkpoint directory; its files are not looked at.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or another version of vitscale wrote it.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        body = tree["manifest"]
+        sound = tree["sha256"] == _digest(body)
+    except FileNotFoundError:
+        raise CheckpointError(f"{directory}: no {MANIFEST_NAME}, so the save was never finished") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: damaged: {error}") from None
+    if not sound:
+        raise CheckpointError(f"{path}: damaged: its digest does not match its text")
+    if body.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(
+            f"{path}: written with checkpoint schema {body.get('schema_version')}, this version reads {SCHEMA_VERSION}"
+        )
+    try:
+        return Manifest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _digest(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,107 @@
+"""Training state on disk: each rank writes the fragments it owns, any rank of any layout reads what it needs.
+
+A rank's file is one safetensors file. A tensor's key is `<parameter name>|<offset>|<value>`: the run of the
+flattened parameter that starts at `offset`, and which value it is (the fp32 `master` weights or one of the
+optimizer's moments).
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vitscale.checkpoint.manifest import Manifest
+from vitscale.engine import MASTER, Fragment
+from vitscale.errors import CheckpointError
+
+
+class _Run(NamedTuple):
+    offset: int
+    numel: int
+    file: Path
+    key: str
+
+
+def rank_file_name(rank: int) -> str:
+    """Name of the file that a rank writes."""
+    return f"rank-{rank:05d}.safetensors"
+
+
+def write_fragments(fragments: Sequence[Fragment], path: Path) -> None:
+    """Write the fragments that this rank is to save."""
+    tensors = {
+        f"{fragment.name}|{fragment.offset}|{key}": value.cpu().contiguous()
+        for fragment in fragments
+        if fragment.saved_here
+        for key, value in fragment.values.items()
+    }
+    save_file(tensors, path)
+
+
+def read_fragments(fragments: Sequence[Fragment], directory: Path, manifest: Manifest) -> None:
+    """Fill the fragments from a checkpoint that any number of ranks wrote, at any ZeRO stage.
+
+    Only the pieces that overlap the fragments are read.
+
+    Raises:
+        CheckpointError: an element is in no file, or the checkpoint is of another model.
+    """
+    runs = _index_runs(directory, manifest)
+    for fragment in fragments:
+        for key, value in fragment.values.items():
+            _fill(value, fragment.offset, runs[fragment.name, key], f"{fragment.name} ({key})", directory)
+
+
+def assemble_weights(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The whole fp32 weights of a checkpoint, by parameter name, without any engine.
+
+    Raises:
+        CheckpointError: an element is in no file.
+    """
+    runs = _index_runs(directory, manifest)
+    weights = {}
+    for name, shape in manifest.shapes.items():
+        flat = torch.empty(torch.Size(shape).numel(), dtype=torch.float32)
+        _fill(flat, 0, runs[name, MASTER], name, directory)
+        weights[name] = flat.view(shape)
+    return weights
+
+
+def _index_runs(directory: Path, manifest: Manifest) -> dict[tuple[str, str], list[_Run]]:
+    runs: dict[tuple[str, str], list[_Run]] = defaultdict(list)
+    for rank in range(manifest.world_size):
+        file = directory / rank_file_name(rank)
+        with _open(file) as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (not a mapping)
+                name, offset, value = key.split("|")
+                runs[name, value].append(_Run(int(offset), tensors.get_slice(key).get_shape()[0], file, key))
+    return runs
+
+
+def _fill(target: Tensor, offset: int, runs: Sequence[_Run], what: str, directory: Path) -> None:
+    """Copy elements [offset, offset + len(target)) of a parameter's value from the runs that hold them."""
+    end = offset + target.numel()
+    filled = 0
+    for run in runs:
+        start, stop = max(offset, run.offset), min(end, run.offset + run.numel)
+        if start < stop:
+            with _open(run.file) as tensors:
+                piece = tensors.get_slice(run.key)[start - run.offset : stop - run.offset]
+            target[start - offset : stop - offset].copy_(piece)
+            filled += stop - start
+    if filled != target.numel():
+        raise CheckpointError(
+            f"{directory}: holds {filled} of the {target.numel()} elements wanted of {what}: it is of another model"
+        )
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from None

@@ -1,0 +1,42 @@
+"""`vitscale train`."""
+
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from vitscale.config import load_config
+from vitscale.errors import ExitStatus
+from vitscale.train import run_training
+
+
+@click.command(name="train", short_help="Pretrain or fine-tune.")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--allow-change",
+    multiple=True,
+    metavar="KEY",
+    help="A config key that may differ from what the run directory was started with.",
+)
+def command(config: Path, overrides: tuple[str, ...], allow_change: tuple[str, ...]) -> ExitStatus:
+    """Pretrain or fine-tune as CONFIG says, going on where its run directory left off.
+
+    Runs alone, under torchrun, under the deepspeed launcher or as the tasks of a Slurm step, with the same
+    arguments.
+
+    \b
+    Examples:
+      vitscale train configs/demo-pretrain.yaml optim.peak_lr=1e-3
+      torchrun --nproc-per-node 8 -m vitscale train configs/in21k/vit_huge_patch14.yaml
+      deepspeed --module vitscale train configs/in21k/vit_huge_patch14.yaml
+
+    \b
+    Exit status: 0 finished, 2 an error to mend, 3 divergence, 75 checkpointed on request (run it again),
+    anything else transient. RUN/exit.json has it too, for launchers that hide it.
+    """
+    # Before the ranks have met, the launcher's variable is all there is to tell them apart.
+    is_main = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
+    return run_training(load_config(config, overrides), allow_change)

@@ -1,0 +1,255 @@
+"""The config of a run: frozen pydantic models, one class a section.
+
+A field exists only where some code reads it, and nothing changes after load. Numbers that follow from
+others (accumulation, total steps) are not fields: `vitscale.config.derive` computes them.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+RGB = tuple[float, float, float]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, nothing changes after load."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunSection(Section):
+    """Where the run lives and the one seed that everything random follows from."""
+
+    dir: Path | None = None
+    """Run directory; `runs/<config stem>` when left out."""
+    seed: Count = 0
+    """Seed of the initial weights, the data order, the augmentation, dropout and drop path."""
+
+
+class ModelSection(Section):
+    """The model: a name of the variants table, and what differs from it."""
+
+    name: str
+    """A variant, as `vitscale models` lists them."""
+    num_classes: Count
+    """Outputs of the head; 0 builds a model without head."""
+    img_size: Positive | None = None
+    """Side of the square input in pixels; the variant's own when left out."""
+    in_chans: Positive = 3
+    """Channels of the input."""
+    patch_size: Positive | None = None
+    """Side of a patch in pixels; the variant's own when left out."""
+    embed_dim: Positive | None = None
+    """Width; the variant's own when left out."""
+    depth: Positive | None = None
+    """Number of blocks; the variant's own when left out."""
+    num_heads: Positive | None = None
+    """Attention heads; the variant's own when left out."""
+    mlp_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    """Hidden width of the MLP over the width; the variant's own when left out."""
+    representation_size: Count | None = None
+    """Width of the representation layer (Linear + tanh before the head); 0 for none; the variant's own
+    when left out."""
+    pool: Literal["token", "avg"] = "token"
+    """What the head reads: the class token, or the mean of the patch tokens of a model without one."""
+    qkv_bias: bool | None = None
+    """Bias of the attention's input projection; the variant's own when left out."""
+    drop_rate: Rate = 0.0
+    """Dropout after the position embedding, the attention projection and inside the MLP."""
+    drop_path_rate: Rate = 0.0
+    """Stochastic depth of the last block; the rate grows linearly from 0 at the first."""
+
+
+class InitSection(Section):
+    """Weights to start from, for fine-tuning."""
+
+    path: Path | None = None
+    """An exported model folder (model.safetensors + card.json); random weights when left out."""
+    representation: Literal["keep", "drop"] = "drop"
+    """Whether the representation layer of the loaded model stays. The ViT paper drops it to fine-tune."""
+
+
+class SplitSection(Section):
+    """One split of one built dataset."""
+
+    path: Path
+    """Folder that `vitscale-data build` wrote (it holds dataset.json)."""
+    split: str
+    """Name of the split in dataset.json, such as train or val."""
+
+
+class DataSection(Section):
+    """Which samples, in which order, and how they become batches."""
+
+    train: SplitSection
+    """Training split."""
+    val: SplitSection | None = None
+    """Validation split; no validation when left out."""
+    lanes: Positive = 64
+    """Canonical data streams of the order, fixed for the life of the run."""
+    block: Positive = 64
+    """Neighbouring samples that one lane reads in sequence; 1 shuffles sample by sample (small sets)."""
+    workers: Count = 4
+    """Loader processes of each rank; 0 decodes in the training process."""
+    prefetch_batches: Positive = 4
+    """Micro-batches each loader process holds ready."""
+    crop_scale: tuple[Fraction, Fraction] = (0.05, 1.0)
+    """Area of a training crop as a fraction of the image: least, most (inception crop)."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a training crop: least, most."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip in training."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter of every resize."""
+    val_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Side of the validation's centre crop over the resized image's shorter side."""
+    mean: RGB = (0.5, 0.5, 0.5)
+    """Mean that is taken from the pixels, in units of 0 to 1."""
+    std: RGB = (0.5, 0.5, 0.5)
+    """Standard deviation the pixels are divided by, in units of 0 to 1."""
+    bad_sample_budget: Count = 100
+    """Unreadable samples that may be replaced before the run stops with a ShardError."""
+
+
+class BatchSection(Section):
+    """Images an optimizer step sees, and how many of them a rank holds at once."""
+
+    global_batch: Positive
+    """Images a step, over all ranks and accumulation."""
+    micro_batch: Positive
+    """Images a rank and forward; even, because augmentation pairs position p with p xor 1."""
+
+    @model_validator(mode="after")
+    def _even(self) -> Self:
+        if self.micro_batch % 2:
+            raise ValueError(f"micro_batch {self.micro_batch} is odd: use an even number, such as {self.micro_batch + 1}")
+        return self
+
+
+class OptimSection(Section):
+    """The optimizer and what is done to the gradients before it."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW (Loshchilov and Hutter 2019, decoupled weight decay)."""
+    peak_lr: Annotated[float, Field(gt=0.0)]
+    """Learning rate at the end of the warm-up."""
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
+    """Decay of the first and the second moment."""
+    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled decay of weight matrices; biases, norms, position embedding and class token have none."""
+    clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    """Largest global gradient norm; null for no clipping."""
+
+
+class ScheduleSection(Section):
+    """How long the run is and how the learning rate moves."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape of the decay after the warm-up."""
+    steps: Positive | None = None
+    """Length in optimizer steps; give this or `epochs`."""
+    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    """Length in passes over the training split; give this or `steps`."""
+    warmup_steps: Count = 0
+    """Steps of linear warm-up from 0, part of the length."""
+    final_lr: Annotated[float, Field(ge=0.0)] = 0.0
+    """Learning rate at the last step."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+class LossSection(Section):
+    """The training loss."""
+
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    """Softmax cross-entropy, or sigmoid cross-entropy summed over classes (head bias starts at -10)."""
+    label_smoothing: Rate = 0.0
+    """Mass that softmax targets spread evenly over all classes."""
+
+
+class EngineSection(Section):
+    """What executes a step."""
+
+    kind: Literal["deepspeed", "torch"] = "deepspeed"
+    """DeepSpeed, or the plain torch loop that serves as its oracle."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage: what is partitioned over ranks (1 optimizer state, 2 + gradients, 3 + parameters)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of forward and backward; auto is bf16 where the hardware multiplies it natively."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """Whether blocks recompute their activations in backward instead of keeping them."""
+    bucket_elements: Positive = 100_000_000
+    """Elements of one gradient reduction or parameter gather."""
+    deepspeed_overrides: dict[str, Any] = {}
+    """Keys merged over the rendered DeepSpeed config, for what has no key here."""
+
+
+class CheckpointSection(Section):
+    """When the run is saved and what is kept."""
+
+    every_steps: Positive = 1000
+    """Steps between two checkpoints; the last step is always saved."""
+    keep_last: Positive = 2
+    """Newest valid checkpoints that are kept."""
+
+
+class EvalSection(Section):
+    """Validation during the run."""
+
+    every_steps: Positive | None = None
+    """Steps between two validations; only after the last step when left out."""
+    micro_batch: Positive = 64
+    """Images a rank and forward in validation."""
+
+
+class LogSection(Section):
+    """How often metrics are written."""
+
+    every_steps: Positive = 10
+    """Steps between two records of the training metrics."""
+    samples: bool = False
+    """Whether every rank writes the keys of the samples of each step to RUN/samples, for an audit."""
+
+
+class Config(Section):
+    """A whole run, as one YAML file describes it."""
+
+    run: RunSection = RunSection()
+    model: ModelSection
+    init: InitSection = InitSection()
+    data: DataSection
+    batch: BatchSection
+    optim: OptimSection
+    schedule: ScheduleSection
+    loss: LossSection = LossSection()
+    engine: EngineSection = EngineSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.loss.kind == "sigmoid" and self.loss.label_smoothing:
+            raise ValueError("loss.label_smoothing is for the softmax loss: set it to 0 with loss.kind=sigmoid")
+        if self.engine.kind == "torch" and self.engine.deepspeed_overrides:
+            raise ValueError("engine.deepspeed_overrides has no effect with engine.kind=torch: remove it")
+        if self.model.num_classes == 0:
+            raise ValueError("model.num_classes is 0, which builds no head to train: give the number of classes")
+        low, high = self.data.crop_scale
+        if not 0 < low <= high:
+            raise ValueError(f"data.crop_scale [{low}, {high}]: give 0 < least <= most <= 1")
+        low, high = self.data.crop_ratio
+        if not 0 < low <= high:
+            raise ValueError(f"data.crop_ratio [{low}, {high}]: give 0 < least <= most")
+        return self

@@ -1,0 +1,52 @@
+"""The errors a user can meet, and the exit statuses that go with them.
+
+Every `VitscaleError` is written to be read by the person who started the command: one line that says what
+is wrong, where (file, key, flag, shard or tag), and the mend. The command line prints that line, without a
+traceback, and ends with the error's `status`.
+"""
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of every vitscale command. Only `RUN_AGAIN` and `TRANSIENT` are worth another try."""
+
+    FINISHED = 0
+    TRANSIENT = 1
+    USER_ERROR = 2
+    DIVERGED = 3
+    RUN_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: checkpointed on request
+
+
+class VitscaleError(Exception):
+    """An error its reader can mend. The message is one line: what, where, the mend."""
+
+    status = ExitStatus.USER_ERROR
+    told = False
+    """Whether another rank tells the user already, because all of them raise the same error."""
+
+
+class ConfigError(VitscaleError):
+    """A config file, an override or a combination of settings that cannot be used."""
+
+
+class ShardError(VitscaleError):
+    """Shards, an index or a dataset.json that are missing, damaged or do not belong together."""
+
+
+class CheckpointError(VitscaleError):
+    """A checkpoint or an exported model that is missing, damaged or does not fit."""
+
+
+class RunDirectoryError(VitscaleError):
+    """A run directory that another run holds, or that belongs to another config."""
+
+
+class LaunchError(VitscaleError):
+    """A launcher, a cluster or an environment variable that the run cannot work with."""
+
+
+class DivergenceError(VitscaleError):
+    """Training that can no longer be trusted: a non-finite loss or gradient."""
+
+    status = ExitStatus.DIVERGED

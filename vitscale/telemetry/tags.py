@@ -1,0 +1,13 @@
+"""The names metrics go by, the same in TensorBoard and in metrics.jsonl. They are stable: dashboards rely on them."""
+
+TRAIN_LOSS = "train/loss"
+TRAIN_LR = "train/lr"
+TRAIN_GRAD_NORM = "train/grad_norm"
+PERF_IMAGES_PER_S = "perf/images_per_s"
+PERF_STEP_TIME_S = "perf/step_time_s"
+PERF_DATA_WAIT_FRACTION = "perf/data_wait_fraction"
+PERF_MFU = "perf/mfu"
+VAL_LOSS = "val/loss"
+VAL_TOP1 = "val/top1"
+VAL_TOP5 = "val/top5"
+DATA_SUBSTITUTIONS = "data/substitutions"
