@@ -1,0 +1,1 @@
+"""Builders and checkers of shards: the command `vitscale-data`."""

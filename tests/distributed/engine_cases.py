@@ -18,9 +18,15 @@ GLOBAL_BATCH, MICRO_BATCH, CLASSES, IMAGE_PX = 24, 4, 7, 16
 def micro_model() -> VisionTransformer:
     torch.manual_seed(0)
     return create_model(
-        "vit_tiny_patch16_224", num_classes=CLASSES, img_size=IMAGE_PX, patch_size=8, embed_dim=32, depth=2, num_heads=2,
+        "vit_tiny_patch16_224",
+        num_classes=CLASSES,
+        img_size=IMAGE_PX,
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
         representation_size=16,
-    )  # fmt: skip
+    )
 
 
 def build(kind: str, stage: int, rank: int, world_size: int, precision: str = "fp32") -> TrainEngine:
@@ -41,8 +47,9 @@ def build(kind: str, stage: int, rank: int, world_size: int, precision: str = "f
 def micro_batches(step: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
     """A rank's share of the step's batch, which is the same whatever the number of ranks."""
     generator = torch.Generator().manual_seed(step)
-    images = torch.randn(GLOBAL_BATCH, 3, IMAGE_PX, IMAGE_PX, generator=generator)
     labels = torch.randint(CLASSES, (GLOBAL_BATCH,), generator=generator)
+    patterns = torch.randn(CLASSES, 3, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(99))
+    images = patterns[labels] + torch.randn(GLOBAL_BATCH, 3, IMAGE_PX, IMAGE_PX, generator=generator)
     rows = torch.arange(GLOBAL_BATCH)[rank::world_size].split(MICRO_BATCH)
     yield from ((images[piece], labels[piece]) for piece in rows)
 

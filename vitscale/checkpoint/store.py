@@ -76,8 +76,8 @@ class CheckpointStore:
                 passed_over.append(str(error))
         if passed_over:
             raise CheckpointError(
-                f"{self.root}: none of {len(passed_over)} checkpoints is valid (newest: {passed_over[0]}): restore one, "
-                "or move the folder away to start from step 0"
+                f"{self.root}: none of {len(passed_over)} checkpoints is valid (newest: {passed_over[0]}): "
+                "restore one, or move the folder away to start from step 0"
             )
         return None
 

@@ -39,7 +39,10 @@ def engines(model: str, micro_batch: int, zero_stage: int, pairs: int) -> None:
         process_group.stop()
     if ranks.is_main:
         device = torch.cuda.get_device_name() if ranks.device.type == "cuda" else platform.processor() or "CPU"
-        click.echo(f"{model}, {micro_batch} images x {ranks.world_size} ranks, ZeRO {zero_stage}, {device}, torch {torch.__version__}")
+        click.echo(
+            f"{model}, {micro_batch} images x {ranks.world_size} ranks, ZeRO {zero_stage}, {device}, "
+            f"torch {torch.__version__}"
+        )
         click.echo(f"torch      median {statistics.median(times.torch_s) * 1e3:8.1f} ms a step")
         click.echo(f"deepspeed  median {statistics.median(times.deepspeed_s) * 1e3:8.1f} ms a step")
         low, high = min(times.ratios), max(times.ratios)

@@ -22,5 +22,5 @@ def command(source: Path, out: Path, format_: str) -> None:
       vitscale export runs/demo-pretrain/checkpoints/step-00000300 --out exports/demo-300
     """
     card = export_model(source, out)
-    elements = card.weights.size_bytes // 4
-    click.echo(f"{out}: {WEIGHTS_NAME} (about {elements / 1e6:.1f} M parameters, fp32) and {CARD_NAME}, step {card.trained['step']}")
+    size_mb = card.weights.size_bytes / 1e6
+    click.echo(f"{out}: {WEIGHTS_NAME} ({size_mb:.1f} MB, fp32) and {CARD_NAME} of step {card.trained['step']}")

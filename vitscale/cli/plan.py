@@ -36,7 +36,9 @@ def command(config: Path, overrides: tuple[str, ...], gpus: int) -> None:
     stage = resolved.engine.zero_stage
 
     click.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).rstrip())
-    click.echo(f"\nbatch       {split.global_batch} = {gpus} ranks x {split.micro_batch} x {split.grad_accum} micro-steps")
+    click.echo(
+        f"\nbatch       {split.global_batch} = {gpus} ranks x {split.micro_batch} x {split.grad_accum} micro-steps"
+    )
     click.echo(f"parameters  {parameters:,}")
     click.echo(
         f"FLOPs       {forward_flops(model.variant) / 1e9:.2f} G forward, "

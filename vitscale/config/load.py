@@ -71,6 +71,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue  # no key of a dict: the base class says so
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
@@ -84,7 +86,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, such as 2026-13-01
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, this file holds {type(tree).__name__}")
@@ -94,11 +96,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _compose(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in seen:
-        raise ConfigError(f"{path}: {BASE_KEY} leads back to this file: {' -> '.join(p.name for p in (*seen, resolved))}")
+        raise ConfigError(
+            f"{path}: {BASE_KEY} leads back to this file: {' -> '.join(p.name for p in (*seen, resolved))}"
+        )
     own = _read_yaml(path)
     bases = own.pop(BASE_KEY, [])
     tree: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ConfigError(f"{path}: {BASE_KEY} holds paths of other configs, not {base!r}")
         tree = merge_trees(tree, _compose(path.parent / base, (*seen, resolved)))
@@ -120,11 +124,12 @@ def _parse_override(word: str) -> dict[str, Any]:
     if not equals or not all(keys):
         raise ConfigError(f"override {word!r}: write section.key=value, such as optim.peak_lr=1e-3")
     try:
-        value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError:
+        value: Any = yaml.safe_load(text) if text else None
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"override {word!r}: the value is not valid YAML; quote it for the shell") from None
     for key in reversed(keys):
         value = {key: value}
+    assert isinstance(value, dict)  # there is at least one key
     return value
 
 
@@ -140,7 +145,7 @@ def _describe(problem: Any) -> str:
         return f"unknown key {dotted}: {mend}"
     if problem["type"] == "missing":
         return f"{dotted} is missing: give it in the file or as {dotted}=VALUE"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
     if not location:
         return message
     return f"{dotted}: {message}" + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")

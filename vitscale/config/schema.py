@@ -13,13 +13,14 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0.0)]
 RGB = tuple[float, float, float]
 
 
 class Section(BaseModel):
     """Base of all sections: unknown keys are refused, nothing changes after load."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RunSection(Section):
@@ -50,7 +51,7 @@ class ModelSection(Section):
     """Number of blocks; the variant's own when left out."""
     num_heads: Positive | None = None
     """Attention heads; the variant's own when left out."""
-    mlp_ratio: Annotated[float, Field(gt=0.0)] | None = None
+    mlp_ratio: AboveZero | None = None
     """Hidden width of the MLP over the width; the variant's own when left out."""
     representation_size: Count | None = None
     """Width of the representation layer (Linear + tanh before the head); 0 for none; the variant's own
@@ -110,7 +111,7 @@ class DataSection(Section):
     """Side of the validation's centre crop over the resized image's shorter side."""
     mean: RGB = (0.5, 0.5, 0.5)
     """Mean that is taken from the pixels, in units of 0 to 1."""
-    std: RGB = (0.5, 0.5, 0.5)
+    std: tuple[AboveZero, AboveZero, AboveZero] = (0.5, 0.5, 0.5)
     """Standard deviation the pixels are divided by, in units of 0 to 1."""
     bad_sample_budget: Count = 100
     """Unreadable samples that may be replaced before the run stops with a ShardError."""
@@ -127,7 +128,9 @@ class BatchSection(Section):
     @model_validator(mode="after")
     def _even(self) -> Self:
         if self.micro_batch % 2:
-            raise ValueError(f"micro_batch {self.micro_batch} is odd: use an even number, such as {self.micro_batch + 1}")
+            raise ValueError(
+                f"micro_batch {self.micro_batch} is odd: use an even number, such as {self.micro_batch + 1}"
+            )
         return self
 
 
@@ -136,15 +139,15 @@ class OptimSection(Section):
 
     name: Literal["adamw"] = "adamw"
     """AdamW (Loshchilov and Hutter 2019, decoupled weight decay)."""
-    peak_lr: Annotated[float, Field(gt=0.0)]
+    peak_lr: AboveZero
     """Learning rate at the end of the warm-up."""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     """Decay of the first and the second moment."""
-    eps: Annotated[float, Field(gt=0.0)] = 1e-8
+    eps: AboveZero = 1e-8
     """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
     """Decoupled decay of weight matrices; biases, norms, position embedding and class token have none."""
-    clip_norm: Annotated[float, Field(gt=0.0)] | None = 1.0
+    clip_norm: AboveZero | None = 1.0
     """Largest global gradient norm; null for no clipping."""
 
 
@@ -155,12 +158,12 @@ class ScheduleSection(Section):
     """Shape of the decay after the warm-up."""
     steps: Positive | None = None
     """Length in optimizer steps; give this or `epochs`."""
-    epochs: Annotated[float, Field(gt=0.0)] | None = None
+    epochs: AboveZero | None = None
     """Length in passes over the training split; give this or `steps`."""
     warmup_steps: Count = 0
     """Steps of linear warm-up from 0, part of the length."""
     final_lr: Annotated[float, Field(ge=0.0)] = 0.0
-    """Learning rate at the last step."""
+    """Learning rate that the decay would reach just after the last step."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -54,7 +54,7 @@ class TorchEngine:
                 with self._autocast:
                     logits = self._replicated(images)
                 loss = self._loss_fn(logits, labels) / self._grad_accum
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
             total = total.to(loss.device) + loss.detach()
         assert count == self._grad_accum, f"{count} micro-batches for an accumulation of {self._grad_accum}"
         max_norm = self._clip_norm if self._clip_norm is not None else float("inf")

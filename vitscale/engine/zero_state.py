@@ -33,12 +33,14 @@ def refresh_weights(engine: Any) -> None:
         optimizer.update_lp_params()
     elif stage == 3:
         optimizer.checkpoint_event_prologue()  # partitions whatever is still gathered
-        for low, high in zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True):
+        for low, high in zip(
+            optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True
+        ):
             low.data.copy_(high.data)
         optimizer.checkpoint_event_epilogue()  # gathers the small parameters that stay whole
 
 
-def _named_parameters(engine: Any) -> list[tuple[str, Tensor]]:
+def _named_parameters(engine: Any) -> list[tuple[str, Any]]:  # DeepSpeed hangs attributes on the parameters
     return [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
 
 

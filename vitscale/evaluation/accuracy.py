@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitscale.data.augment import prepare_images
-from vitscale.data.loader import Batch
+from vitscale.data.batch import Batch
 from vitscale.ranks import Ranks
 
 RGB = tuple[float, float, float]

@@ -37,7 +37,9 @@ def draw_blueprint(config: Config, world_size: int, device: torch.device) -> Blu
     """
     split = split_batch(config.batch, world_size)
     variant = _resolve(config)
-    render_deepspeed_config(config.engine, split, config.optim.clip_norm, resolve_precision(config.engine.precision, device))
+    render_deepspeed_config(
+        config.engine, split, config.optim.clip_norm, resolve_precision(config.engine.precision, device)
+    )
     train_index = open_split(config.data.train.path, config.data.train.split)
     val = config.data.val
     val_index = open_split(val.path, val.split) if val is not None else None

@@ -1,6 +1,6 @@
 """The trainer, for pretraining and fine-tuning alike. `Trainer.run` is the loop: read it first.
 
-    config -> blueprint (checked) -> engine -> restore -> { stop? -> step -> record -> validate -> save } -> end
+config -> blueprint (checked) -> engine -> restore -> { stop? -> step -> record -> validate -> save } -> end
 """
 
 import logging
@@ -15,7 +15,8 @@ from vitscale import ranks as process_group
 from vitscale.checkpoint import CheckpointStore
 from vitscale.config import Config
 from vitscale.data.augment import prepare_images
-from vitscale.data.loader import Batch, Cursor, EvalLoader, TrainLoader, check_cursor
+from vitscale.data.batch import Cursor, TrainBatch, check_cursor
+from vitscale.data.loader import EvalLoader, TrainLoader
 from vitscale.data.order import hash64
 from vitscale.engine import MicroBatch, StepResult
 from vitscale.errors import DivergenceError, ExitStatus, VitscaleError
@@ -122,7 +123,7 @@ class Trainer:
             rank=ranks.rank,
             start_position=self.progress.step * blueprint.split.global_batch,
         )
-        self.batches = iter(self.loader)
+        self.eval_loader = open_eval_loader(blueprint, ranks)
         # Of the step just done; set by train_step.
         self.result: StepResult
         self.cursor: Cursor
@@ -165,21 +166,21 @@ class Trainer:
             warmup_steps=self.config.schedule.warmup_steps,
             final_lr=self.config.schedule.final_lr,
         )
-        seen: list[Batch] = []
+        seen: list[TrainBatch] = []
         self.result = self.engine.train_step(self.micro_batches(seen), self.lr)
         self.cursor = seen[-1].cursor
         self.progress.step += 1
         self.reporter.meter.add_step(time.perf_counter() - started_s, self.blueprint.split.global_batch)
         if self.ledger is not None:
-            keys = self.blueprint.train_index.keys
-            self.ledger.write(self.progress.step, (str(keys[row]) for batch in seen for row in batch.samples.tolist()))
+            rows = (row for batch in seen for row in batch.samples.tolist())
+            self.ledger.write(self.progress.step, map(self.blueprint.train_index.key, rows))
 
-    def micro_batches(self, seen: list[Batch]) -> Iterator[MicroBatch]:
+    def micro_batches(self, seen: list[TrainBatch]) -> Iterator[MicroBatch]:
         """This step's micro-batches on the device; each goes into `seen` too."""
         data = self.config.data
         for _ in range(self.blueprint.split.grad_accum):
             started_s = time.perf_counter()
-            batch = next(self.batches)
+            batch = next(self.loader)
             self.reporter.meter.add_data_wait(time.perf_counter() - started_s)
             self.reporter.substitutions(batch.substitutions)
             seen.append(batch)
@@ -196,20 +197,11 @@ class Trainer:
 
     def validate(self) -> None:
         """Accuracy on the validation split, if there is one."""
-        index, data = self.blueprint.val_index, self.config.data
-        if index is None:
+        if self.eval_loader is None:
             return
-        loader = EvalLoader(
-            index,
-            data,
-            img_size=self.blueprint.variant.img_size,
-            micro_batch=self.config.eval.micro_batch,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-        )
-        accuracy = measure_accuracy(self.engine.predict, loader, mean=data.mean, std=data.std, ranks=self.ranks)
-        loader.close()
-        self.progress.metrics = {tags.VAL_LOSS: accuracy.loss, tags.VAL_TOP1: accuracy.top1, tags.VAL_TOP5: accuracy.top5}
+        data = self.config.data
+        found = measure_accuracy(self.engine.predict, self.eval_loader, mean=data.mean, std=data.std, ranks=self.ranks)
+        self.progress.metrics = {tags.VAL_LOSS: found.loss, tags.VAL_TOP1: found.top1, tags.VAL_TOP5: found.top5}
         self.reporter.scalars(self.progress.step, self.progress.metrics)
 
     def save(self) -> None:
@@ -243,3 +235,17 @@ class Trainer:
                 f"step {self.saved_step}; lower optim.peak_lr or optim.clip_norm before going on from it"
             )
             raise as_one(self.ranks, error)
+
+
+def open_eval_loader(blueprint: Blueprint, ranks: Ranks) -> EvalLoader | None:
+    """This rank's share of the validation split; None where the config names none."""
+    if blueprint.val_index is None:
+        return None
+    return EvalLoader(
+        blueprint.val_index,
+        blueprint.config.data,
+        img_size=blueprint.variant.img_size,
+        micro_batch=blueprint.config.eval.micro_batch,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from vitscale.data.loader import Substitution
+from vitscale.data.batch import Substitution
 from vitscale.engine import StepResult, resolve_precision
 from vitscale.model import train_flops
 from vitscale.ranks import Ranks

@@ -1,11 +1,11 @@
 """The run directory: one writer at a time, one config, a count of its starts, and how the last one ended.
 
-    RUN/config.yaml       the resolved config; a resume compares with it
-    RUN/environment.json  what ran: versions, host, launcher, command line
-    RUN/lock              held while a run is on
-    RUN/generation        raised by one at every start
-    RUN/exit.json         how the last start ended (launchers mask exit statuses)
-    RUN/metrics.jsonl, RUN/tensorboard/, RUN/checkpoints/
+RUN/config.yaml       the resolved config; a resume compares with it
+RUN/environment.json  what ran: versions, host, launcher, command line
+RUN/lock              held while a run is on
+RUN/generation        raised by one at every start
+RUN/exit.json         how the last start ended (launchers mask exit statuses)
+RUN/metrics.jsonl, RUN/tensorboard/, RUN/checkpoints/
 """
 
 import fcntl

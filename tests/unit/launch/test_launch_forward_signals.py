@@ -1,10 +1,12 @@
 """launch/forward_signals.py: with real launchers and ranks that write down every signal they get."""
 
+import contextlib
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,8 @@ LAUNCHERS = {
     "deepspeed": ["--num_gpus", "2", "--master_port", "29641", "--no_local_rank"],
 }
 
-# A rank as vitscale's are: it has a worker that inherits its environment, goes on after USR2 and INT, and on
-# TERM ends with 75, which rank 0 also writes down.
+# A rank with a worker that inherits its environment, as vitscale's have. Told to stop, it ends with 75, which
+# rank 0 also writes down.
 RANK = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -26,9 +28,10 @@ got = []
 names = {signal.SIGTERM: "TERM", signal.SIGINT: "INT", signal.SIGUSR2: "USR2"}
 
 def note(signum, frame):
-    got.append([names[signum], time.time()])
-    (folder / f"got{rank}.tmp").write_text(json.dumps(got))
-    (folder / f"got{rank}.tmp").rename(folder / f"got{rank}")
+    got.append(signum)
+    draft = folder / f"draft{rank}"
+    draft.write_text(json.dumps([names[signum], time.time()]))
+    draft.rename(folder / f"got{rank}.{len(got)}")
 
 def work():
     for signum in names:
@@ -41,7 +44,7 @@ for signum in names:
 worker = os.fork()
 if worker == 0:
     work()
-while not any(name == "TERM" for name, _ in got):
+while not (folder / "stop").exists():
     time.sleep(0.01)
 os.kill(worker, signal.SIGKILL)
 if rank == "0" and sys.argv[2] == "write":
@@ -57,40 +60,40 @@ def await_files(*paths: Path) -> None:
         time.sleep(0.02)
 
 
-def read(path: Path) -> list[list]:
-    return json.loads(path.read_text())
-
-
-def start(launcher: str, folder: Path, word: str) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def running(launcher: str, folder: Path, word: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Two ranks under the wrapper; told to stop at the end of the block."""
     script = folder / "rank.py"
     script.write_text(RANK)
     command = [Path(sys.executable).with_name(launcher), *LAUNCHERS[launcher], script, folder, word]
     process = subprocess.Popen([sys.executable, WRAPPER, *command], stderr=subprocess.DEVNULL)
-    await_files(folder / "ready0", folder / "ready1")
-    return process
+    try:
+        await_files(folder / "ready0", folder / "ready1")
+        yield process
+    finally:
+        (folder / "stop").touch()
+        process.wait(timeout=60)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_every_rank_gets_each_signal_once_and_the_status_comes_back(launcher, tmp_path):
-    process = start(launcher, tmp_path, "write")
-    for count, signum in enumerate((signal.SIGUSR2, signal.SIGINT, signal.SIGTERM), start=1):
-        process.send_signal(signum)
-        deadline = time.monotonic() + 20
-        while not all((tmp_path / name).exists() and len(read(tmp_path / name)) == count for name in ("got0", "got1")):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    assert process.wait(timeout=40) == 75
-    first, second = read(tmp_path / "got0"), read(tmp_path / "got1")
+    with running(launcher, tmp_path, "write") as process:
+        for count, signum in enumerate((signal.SIGUSR2, signal.SIGINT, signal.SIGTERM), start=1):
+            process.send_signal(signum)
+            await_files(*(tmp_path / f"got{rank}.{count}" for rank in (0, 1)))
+        time.sleep(0.2)  # a second copy of a signal would come about now
+        logs = [sorted(tmp_path.glob(f"got{rank}.*")) for rank in (0, 1)]
+    first, second = ([json.loads(log.read_text()) for log in rank_logs] for rank_logs in logs)
     assert [name for name, _ in first] == [name for name, _ in second] == ["USR2", "INT", "TERM"]
     assert max(abs(a - b) for (_, a), (_, b) in zip(first, second, strict=True)) < 0.2
-    assert not (tmp_path / "worker0").exists()
-    assert not (tmp_path / "worker1").exists()
+    assert not list(tmp_path.glob("worker*"))
+    assert process.returncode == 75
 
 
 def test_without_an_exit_file_the_launchers_status_counts(tmp_path):
-    process = start("torchrun", tmp_path, "keep silent")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=40) == 1  # what torchrun makes of 75
+    with running("torchrun", tmp_path, "keep silent") as process:
+        pass
+    assert process.returncode == 1  # what torchrun makes of 75
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -KILL $$", 137)])

@@ -1,0 +1,55 @@
+import copy
+import math
+
+import pytest
+from config_cases import MINIMAL, changed
+from pydantic import ValidationError
+
+from vitscale.config import parse_config
+from vitscale.errors import ConfigError
+
+
+def test_nothing_changes_after_load():
+    config = parse_config(MINIMAL, source="here")
+    with pytest.raises(ValidationError, match="frozen"):
+        config.optim.peak_lr = 1.0
+    with pytest.raises(ValidationError, match="frozen"):
+        config.optim = config.optim
+
+
+def test_a_config_survives_the_way_through_plain_values():
+    config = parse_config(changed(optim={"betas": [0.9, 0.95]}, run={"dir": "runs/a"}), source="here")
+    assert parse_config(config.model_dump(mode="json"), source="here") == config
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "told"),
+    [
+        ("loss", {"kind": "sigmoid", "label_smoothing": 0.1}, "loss.label_smoothing is for the softmax loss"),
+        (
+            "engine",
+            {"kind": "torch", "deepspeed_overrides": {"a": 1}},
+            "engine.deepspeed_overrides has no effect with engine.kind=torch: remove it",
+        ),
+        ("model", {"num_classes": 0}, "model.num_classes is 0, which builds no head to train"),
+        ("data", {"crop_scale": [0.5, 0.25]}, "data.crop_scale [0.5, 0.25]: give 0 < least <= most <= 1"),
+        ("data", {"crop_scale": [0, 1]}, "data.crop_scale [0.0, 1.0]: give 0 < least <= most <= 1"),
+        ("data", {"crop_ratio": [1.5, 0.5]}, "data.crop_ratio [1.5, 0.5]: give 0 < least <= most"),
+        ("data", {"crop_ratio": [-1, 1]}, "data.crop_ratio [-1.0, 1.0]: give 0 < least <= most"),
+        ("data", {"std": [0.5, 0, 0.5]}, "data.std.1: Input should be greater than 0 (got 0)"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(section, values, told):
+    with pytest.raises(ConfigError) as error:
+        parse_config(changed(**{section: values}), source="here")
+    assert str(error.value).startswith(f"here: {told}")
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, "inf", ".nan"])
+@pytest.mark.parametrize(("section", "key"), [("optim", "peak_lr"), ("schedule", "epochs"), ("data", "flip")])
+def test_numbers_are_finite(section, key, value):
+    tree = copy.deepcopy(MINIMAL)
+    tree["schedule"] = {"epochs": 1}
+    tree[section][key] = value
+    with pytest.raises(ConfigError, match=rf"^here: {section}\.{key}: "):
+        parse_config(tree, source="here")
