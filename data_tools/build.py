@@ -36,8 +36,8 @@ OnBad = Literal["fail", "drop", "keep"]
 Check = Literal["decode", "header"]
 
 # Files a build writes; an unfinished one is cleared of them, any other file makes the folder someone else's.
-OWN_FILES = ("train-*.tar", "val-*.tar", "train-*.tar.tmp", "val-*.tar.tmp", "train.parquet", "val.parquet")
-OWN_FILES += (f"{DATASET_FILE}.tmp",)
+SHARD_FILES = ("train-*.tar", "val-*.tar", "train-*.tar.tmp", "val-*.tar.tmp")
+OWN_FILES = (*SHARD_FILES, "train.parquet", "val.parquet", f"{DATASET_FILE}.tmp")
 
 MAX_NAMED = 20
 
@@ -136,9 +136,9 @@ def _write_shard(plan: ShardPlan, source: Path, out: Path, settings: BuildSettin
             image = entry(f"{sample.key}.{image_format}", data)
             label = entry(f"{sample.key}.cls", str(sample.label).encode())
             file.write(b"".join((*image, *label)))
-            values = (sample.key, plan.name, position + BLOCK_BYTES, len(data), sample.label, sample.wnid)
-            values += (width, height, image_format, zlib.crc32(data))
-            for column, value in zip(rows.values(), values, strict=True):
+            place = (sample.key, plan.name, position + BLOCK_BYTES, len(data), sample.label, sample.wnid)
+            content = (width, height, image_format, zlib.crc32(data))
+            for column, value in zip(rows.values(), (*place, *content), strict=True):
                 column.append(value)
             position += sum(map(len, image)) + sum(map(len, label))
         file.write(END_OF_TAR)
@@ -204,10 +204,11 @@ def _name_bad(bad: Sequence[BadImage], on_bad: OnBad) -> list[str]:
 
 
 def _summary(classes: int, shards: Sequence[WrittenShard], bad: int, settings: BuildSettings, seconds: float) -> str:
-    images = sum(len(shard.rows) for shard in shards)
-    written_bytes = sum(shard.file.size_bytes for shard in shards)
+    written = [shard for shard in shards if len(shard.rows)]
+    images = sum(len(shard.rows) for shard in written)
+    written_bytes = sum(shard.file.size_bytes for shard in written)
     rejected = f"{bad} bad images {'kept' if settings.on_bad == 'keep' else 'left out'}"
     return (
-        f"{classes} classes, {images} images, {len(shards)} shards, {written_bytes / 1e6:.1f} MB, {rejected}, "
+        f"{classes} classes, {images} images, {len(written)} shards, {written_bytes / 1e6:.1f} MB, {rejected}, "
         f"{seconds:.1f} s ({images / seconds:.0f} images/s)"
     )

@@ -49,7 +49,7 @@ def _shard_checks(index: SplitIndex) -> Iterator[ShardCheck]:
         rows = np.flatnonzero(index.shard == number)
         rows = rows[np.argsort(index.offset[rows])]
         places = np.stack([index.offset[rows], index.size[rows], index.crc32[rows].astype(np.int64)])
-        yield ShardCheck(index.root / name, tuple(index.key(row) for row in rows), places)
+        yield ShardCheck(index.root / name, tuple(index.keys.take(rows).to_pylist()), places)
 
 
 def _check_shard(check: ShardCheck, decode_images: bool) -> list[str]:

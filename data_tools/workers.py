@@ -22,7 +22,7 @@ def ordered_map(function: Callable[[T], R], jobs: Iterable[T], workers: int) -> 
         yield from map(function, jobs)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
+    context.set_forkserver_preload(["data_tools.build", "data_tools.verify"])
     # An interrupt is for the command itself: it stops handing out work and ends the workers.
     pool = ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     pending: deque[Future[R]] = deque()

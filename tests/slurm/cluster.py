@@ -51,7 +51,7 @@ slurmd -D -N "$1" -f "$2/slurm.conf" &
 wait
 """
 
-# A requeued job may start again cred_expire + 1 seconds after its end. Slurm's own value makes that 121.
+# A requeued job may start again cred_expire + 1 seconds after its end: 121 by default, and 6 at the least.
 SLURM_CONF = """
 ClusterName=vitscale
 SlurmctldHost={head}({head_address})
@@ -59,7 +59,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CryptoType=crypto/munge
-AuthInfo=socket={root}/munge/socket,cred_expire=2
+AuthInfo=socket={root}/munge/socket,cred_expire=5
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool/%n
 SlurmctldPidFile={root}/slurmctld.pid

@@ -69,7 +69,7 @@ def await_start(folder: Path) -> None:
 
 def ended(cluster: Cluster, job_id: str) -> tuple[str, str, str]:
     """State, exit status and number of restarts of a job, once it has ended."""
-    job = cluster.wait_for_job(job_id, ["COMPLETED", "FAILED", "CANCELLED"], limit_s=60)
+    job = cluster.wait_for_job(job_id, ["COMPLETED", "FAILED", "CANCELLED"], limit_s=20)
     return job["JobState"], job["ExitCode"].split(":")[0], job["Restarts"]
 
 

@@ -135,10 +135,8 @@ class BatchSection(Section):
 
 
 class OptimSection(Section):
-    """The optimizer and what is done to the gradients before it."""
+    """AdamW (Loshchilov and Hutter 2019, decoupled weight decay) and what is done to the gradients before it."""
 
-    name: Literal["adamw"] = "adamw"
-    """AdamW (Loshchilov and Hutter 2019, decoupled weight decay)."""
     peak_lr: AboveZero
     """Learning rate at the end of the warm-up."""
     betas: tuple[Rate, Rate] = (0.9, 0.999)

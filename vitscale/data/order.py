@@ -74,7 +74,7 @@ class Order:
         blocks = np.where(slot < full_blocks, permuted[np.minimum(slot, full_blocks - 1)], full_blocks)
         sizes = np.minimum(self.block, self.samples - blocks * self.block)
         keys = hash64(self.seed, WITHIN_BLOCK, epoch, blocks)
-        return blocks * self.block + _permute(offset, sizes, keys, bits=(self.block - 1).bit_length())
+        return blocks * self.block + _permute(offset, sizes, keys)
 
     def _slot(self, q: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Slot in the epoch's sequence of blocks, and place in that block, of the positions q of an epoch."""
@@ -116,19 +116,20 @@ def _permuted_blocks(seed: int, epoch: int, full_blocks: int) -> NDArray[np.int6
     return (keys & low_bits).astype(np.int64)
 
 
-def _permute(x: NDArray[np.int64], sizes: NDArray[np.int64], keys: NDArray[np.uint64], bits: int) -> NDArray[np.int64]:
-    """Image of each x under the permutation of range(size) that its key picks; sizes <= 2**bits.
+def _permute(x: NDArray[np.int64], sizes: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Image of each x under the permutation of range(size) that its key picks.
 
-    Rounds of multiply, add and fold permute range(2**bits); applied until the image falls below the size,
-    they permute range(size) (cycle walking, Black and Rogaway 2002, Ciphers with arbitrary finite domains).
+    Rounds of multiply, add and fold permute the next power of two; applied until the image falls below the
+    size, they permute range(size) (cycle walking, Black and Rogaway 2002, Ciphers with arbitrary finite domains).
     """
-    mask, fold = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)
+    bits = np.ceil(np.log2(sizes)).astype(np.uint64)
+    masks, folds = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) // np.uint64(2)
     image = x.astype(np.uint64)
     walking = np.arange(len(x))
     while len(walking):
         for round_number in range(ROUNDS):
             round_keys = hash64(keys[walking], round_number)
-            stirred = (image[walking] * (round_keys | np.uint64(1)) + (round_keys >> np.uint64(32))) & mask
-            image[walking] = stirred ^ (stirred >> fold)
+            stirred = (image[walking] * (round_keys | np.uint64(1)) + (round_keys >> np.uint64(32))) & masks[walking]
+            image[walking] = stirred ^ (stirred >> folds[walking])
         walking = walking[image[walking] >= sizes[walking].astype(np.uint64)]
     return image.astype(np.int64)

@@ -228,8 +228,9 @@ class Trainer:
         Raises:
             DivergenceError: on every rank, when any rank's loss or the gradient norm is not finite.
         """
-        loss, norm = float(self.result.loss), float(self.result.grad_norm)
-        if self.ranks.any(not (math.isfinite(loss) and math.isfinite(norm))):
+        own = torch.tensor([float(self.result.loss), float(self.result.grad_norm)], dtype=torch.float64)
+        loss, norm = (self.ranks.sum(own) / self.ranks.world_size).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             error = DivergenceError(
                 f"step {self.progress.step}: loss {loss}, gradient norm {norm}: the newest checkpoint is "
                 f"step {self.saved_step}; lower optim.peak_lr or optim.clip_norm before going on from it"

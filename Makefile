@@ -1,0 +1,59 @@
+# Everything is installed into .venv, in the versions of constraints.txt.
+#   make PYTHON=python3.12 demo     with another Python than python3
+
+PYTHON ?= python3
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+# DeepSpeed compiles its CPU ops at first use, with the ninja it finds on the path.
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+
+.PHONY: help demo test clean
+
+help:
+	@echo "make demo    the whole path in small: shards, ZeRO pretraining, export, fine-tuning (minutes)"
+	@echo "make test    lint, types, architecture contracts and all tests"
+	@echo "make clean   remove .venv, the demo's runs, caches and build leftovers"
+
+demo: $(VENV)/.installed-demo
+	@$(IN_VENV) python launch/demo.py
+
+test: $(VENV)/.installed-test
+	$(IN_VENV) ruff check
+	$(IN_VENV) ruff format --check
+	$(IN_VENV) mypy
+	$(IN_VENV) lint-imports
+	$(IN_VENV) pytest
+
+clean:
+	rm -rf $(VENV) runs/demo build *.egg-info .hypothesis .*_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The demo's and the tests' extras rest on the same torch and DeepSpeed. DeepSpeed is built against the torch
+# that is there, so torch comes first and no build is isolated from it.
+$(VENV)/.installed-%: $(VENV)/.installed-deepspeed pyproject.toml
+	@echo "installing vitscale and what its $* needs"
+	@$(PIP) --no-build-isolation --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.installed-deepspeed: $(VENV)/.installed-torch
+	@echo "installing DeepSpeed"
+	@$(PIP) --no-build-isolation deepspeed
+	@touch $@
+
+$(VENV)/.installed-torch: $(VENV)/.created constraints.txt
+	@echo "installing torch (some gigabytes, the longest part)"
+	@$(PIP) torch torchvision numpy setuptools wheel ninja
+	@$(VENV)/bin/python -c "import torch; \
+	build = 'CUDA' if torch.version.cuda else 'ROCm' if torch.version.hip else 'CPU'; \
+	gpus = torch.cuda.device_count(); \
+	print(f'torch {torch.__version__}, {build} build,', f'GPUs: {gpus}' if gpus else 'no GPU here: CPU')"
+	@touch $@
+
+$(VENV)/.created:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	{ echo "$(PYTHON) is not Python 3.11 or newer: install one, then make PYTHON=/its/path" >&2; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
+	{ echo "$(PYTHON) cannot make environments with pip: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms import v2
+
+from vitscale.data.augment import crop_box, flips, prepare_images
+
+sides = st.integers(1, 700)
+
+
+@given(st.integers(0, 2**40), sides, sides, st.floats(0.01, 1.0), st.floats(0.2, 1.0), st.floats(1.0, 5.0))
+def test_crops_lie_inside_the_image(
+    position: int, height: int, width: int, least: float, narrow: float, wide: float
+) -> None:
+    box = crop_box(3, position, height, width, (least, 1.0), (narrow, wide))
+    assert box.height >= 1
+    assert box.width >= 1
+    assert 0 <= box.top <= height - box.height
+    assert 0 <= box.left <= width - box.width
+
+
+def test_areas_are_uniform_and_shapes_log_uniform() -> None:
+    """A crop of a tenth of the image at most always fits at the first try, so nothing is cut off."""
+    boxes = np.array([crop_box(0, p, 4000, 4000, (0.02, 0.1), (0.5, 2.0)) for p in range(4000)])
+    areas = boxes[:, 2] * boxes[:, 3] / 4000**2
+    shapes = np.log(boxes[:, 3] / boxes[:, 2]) / math.log(2)
+    assert_uniform((areas - 0.02) / 0.08)
+    assert_uniform((shapes + 1) / 2)
+    assert_uniform(boxes[:, 0] / (4000 - boxes[:, 2]))
+    assert_uniform(boxes[:, 1] / (4000 - boxes[:, 3]))
+    assert abs(np.corrcoef(areas, shapes)[0, 1]) < 4 / math.sqrt(4000)
+
+
+def assert_uniform(values: np.ndarray) -> None:
+    """Kolmogorov-Smirnov at about one in a million."""
+    n = len(values)
+    distance = np.abs(np.sort(values) - (np.arange(n) + 0.5) / n).max()
+    assert distance < 2.7 / math.sqrt(n)
+
+
+def test_a_shape_that_never_fits_gives_the_largest_central_box() -> None:
+    assert crop_box(0, 0, 10, 100, (1.0, 1.0), (3 / 4, 4 / 3)) == (0, 43, 10, 13)
+    assert crop_box(0, 0, 100, 10, (1.0, 1.0), (3 / 4, 4 / 3)) == (43, 0, 13, 10)
+
+
+def test_crops_depend_on_seed_and_position_alone() -> None:
+    box = crop_box(1, 2, 90, 80, (0.05, 1.0), (3 / 4, 4 / 3))
+    assert box == crop_box(1, 2, 90, 80, (0.05, 1.0), (3 / 4, 4 / 3))
+    others = [crop_box(s, p, 90, 80, (0.05, 1.0), (3 / 4, 4 / 3)) for s, p in ((1, 3), (2, 2), (2, 1))]
+    assert box not in others
+
+
+def test_flips_have_their_probability() -> None:
+    positions = np.arange(20_000)
+    for probability in (0.25, 0.5):
+        share = flips(0, positions, probability).mean()
+        assert abs(share - probability) < 5 * math.sqrt(probability * (1 - probability) / 20_000)
+    assert not flips(0, positions, 0.0).any()
+    assert flips(0, positions, 1.0).all()
+    np.testing.assert_array_equal(flips(0, positions, 0.5)[7:9], flips(0, positions[7:9], 0.5))
+
+
+def test_prepared_images_are_torchvisions() -> None:
+    images = torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    flip = torch.tensor([True, False, False, True])
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    expected = v2.functional.normalize(v2.functional.to_dtype(images, torch.float32, scale=True), mean, std)
+    expected[flip] = v2.functional.horizontal_flip(expected[flip])
+    result = prepare_images(images, flip, mean, std)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
