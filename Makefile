@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV := .venv
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq install --constraint constraints.txt
 # DeepSpeed compiles its CPU ops at first use, with the ninja it finds on the path.
 IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
 

@@ -22,10 +22,7 @@ from vitscale.cli import main as vitscale
 from vitscale.config import Config, load_config, split_batch
 from vitscale.errors import ExitStatus, LaunchError, VitscaleError
 
-# srun ends with the highest status of its tasks. Raised by this much, an error that no other try mends outranks
-# the 137 of the tasks that had to be killed after it.
-FINAL = 200
-
+NO_OTHER_TRY = (ExitStatus.FINISHED, ExitStatus.USER_ERROR, ExitStatus.DIVERGED)
 SRUN_ARGUMENTS = (
     "--open-mode=append",  # a requeued job goes on with the log it has
     "--kill-on-bad-exit=0",  # the first rank that ends with 75 must not cost the others their last writes
@@ -34,13 +31,15 @@ SRUN_ARGUMENTS = (
 
 
 def after_srun(max_requeues: int) -> list[str]:
-    """Last lines of the batch script: requeue what another try may mend, and end with srun's status."""
-    no_use = [ExitStatus.USER_ERROR, ExitStatus.DIVERGED]
+    """Last lines of the batch script: requeue what another try may mend, and end with srun's status.
+
+    That is 128 + the signal where a rank was killed, else the highest of the ranks' statuses.
+    """
+    no_other_try = "|".join(str(int(status)) for status in NO_OTHER_TRY)
     return [
         "status=$?",
         "case $status in",
-        f"  {ExitStatus.FINISHED:d}) ;;",
-        f"  {'|'.join(str(FINAL + status) for status in no_use)}) status=$((status - {FINAL})) ;;",
+        f"  {no_other_try}) ;;",
         f'  *) if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {max_requeues} ]; then',
         '       scontrol requeue "$SLURM_JOB_ID" && sleep 600  # Slurm ends the script meanwhile',
         "     fi ;;",
@@ -56,11 +55,7 @@ def train_in_task(arguments: list[str]) -> None:
     for signum in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGCONT, signal.SIG_DFL)
-    try:
-        vitscale(["train", *arguments])
-    except SystemExit as end:
-        final = end.code in (ExitStatus.USER_ERROR, ExitStatus.DIVERGED)
-        sys.exit(FINAL + int(end.code) if final else end.code)
+    vitscale(["train", *arguments])
 
 
 class Executor(SlurmExecutor):

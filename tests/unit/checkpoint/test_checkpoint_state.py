@@ -1,5 +1,7 @@
 """Fragments on disk: any cut of the parameters is read back into any other."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -30,7 +32,7 @@ def cut(values: dict[str, dict[str, torch.Tensor]], cuts: list[float]) -> list[l
     total = sum(v[MASTER].numel() for v in values.values())
     edges = [0, *sorted(round(c * total) for c in cuts), total]
     ranks = []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in itertools.pairwise(edges):
         fragments, start = [], 0
         for name, value in values.items():
             end = start + value[MASTER].numel()

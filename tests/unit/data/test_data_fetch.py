@@ -1,4 +1,3 @@
-import os
 import shutil
 from pathlib import Path
 
@@ -17,17 +16,21 @@ def copy(dataset: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(dataset, tmp_path / "copy"))
 
 
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
 def test_reads_the_bytes_with_few_open_shards(
     dataset: Path, images: list[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetch, "MAX_OPEN_SHARDS", 2)
     reader = SampleReader(open_split(dataset, "train"))
-    before = len(os.listdir("/proc/self/fd"))
+    before = _open_files()
     rows = np.random.default_rng(0).permutation(len(images))
     assert [reader.read(int(row)) for row in rows] == [images[row] for row in rows]
-    assert len(os.listdir("/proc/self/fd")) == before + 2
+    assert _open_files() == before + 2
     reader.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _open_files() == before
 
 
 def test_reading_order_goes_forwards(dataset: Path) -> None:
