@@ -50,7 +50,7 @@ $(VENV)/.installed-torch: $(VENV)/.created constraints.txt
 	@touch $@
 
 $(VENV)/.created:
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null || \
 	{ echo "$(PYTHON) is not Python 3.11 or newer: install one, then make PYTHON=/its/path" >&2; exit 1; }
 	@$(PYTHON) -c "import ensurepip, venv" 2>/dev/null || \
 	{ echo "$(PYTHON) cannot make environments with pip: install its venv package (Debian: apt-get install python3-venv)" >&2; exit 1; }

@@ -5,10 +5,13 @@ trainer, whose device is in use. Launchers and Slurm signal every process of a j
 decides what a signal means: the workers are started with these signals blocked.
 """
 
+import atexit
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Generator, Iterable, Iterator
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 from typing import Any, TypeVar
 
 import numpy as np
@@ -225,6 +228,7 @@ def _start(samples: _Samples, requests: Iterable[Any], config: DataSection) -> I
         prefetch_factor=config.prefetch_batches if config.workers else None,
         multiprocessing_context=context if config.workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_end_with_the_trainer,
         generator=torch.Generator(),  # else DataLoader draws a seed from the generator that dropout uses
     )
     resource_tracker.ensure_running()  # its start would unblock the signals again
@@ -233,6 +237,30 @@ def _start(samples: _Samples, requests: Iterable[Any], config: DataSection) -> I
         return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _end_with_the_trainer(worker: int) -> None:
+    """Watch the trainer from a thread of the worker.
+
+    DataLoader's own watch looks at the parent process, which is the fork server here, and the server lives as
+    long as its workers do.
+    """
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def watch() -> None:
+        connection.wait([trainer.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@atexit.register
+def _end_left_workers() -> None:
+    """At the trainer's exit multiprocessing ends daemonic children by SIGTERM, which the workers block."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def _as_is(batch: Any) -> Any:

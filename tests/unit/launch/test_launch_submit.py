@@ -85,8 +85,16 @@ def test_what_was_not_asked_for_is_not_in_the_script(submit):
 
 @pytest.mark.parametrize(
     ("srun_status", "restarts", "requeued", "status"),
-    [(0, None, False, 0), (2, None, False, 2), (3, None, False, 3), (75, None, True, 75), (1, "4", True, 1)]
-    + [(137, "4", True, 137), (75, "5", False, 75), (1, "6", False, 1)],
+    [
+        (0, None, False, 0),
+        (2, None, False, 2),
+        (3, None, False, 3),
+        (75, None, True, 75),
+        (1, "4", True, 1),
+        (137, "4", True, 137),
+        (75, "5", False, 75),
+        (1, "6", False, 1),
+    ],
 )
 def test_end_of_the_script(submit, tmp_path, srun_status, restarts, requeued, status):
     script = submit("--max-requeues", "5", "--dry-run").stdout
