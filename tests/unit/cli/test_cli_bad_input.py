@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import REPOSITORY, micro_tree
+from micro_run import REPOSITORY, micro_tree
 
 
 def vitscale(*words: object) -> subprocess.CompletedProcess:
