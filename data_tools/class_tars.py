@@ -5,10 +5,10 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from data_tools.ustar import BLOCK_BYTES
 from vitscale.errors import ShardError
 
 WNID = re.compile(r"n\d{8}")
-BLOCK_BYTES = 512
 
 
 @dataclass(frozen=True)

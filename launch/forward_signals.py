@@ -22,8 +22,7 @@ from types import FrameType
 import click
 import psutil
 
-EXIT_FILE_KEY = "VITSCALE_EXIT_FILE"
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+from vitscale.errors import EXIT_FILE_VARIABLE, STOP_SIGNALS
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -49,7 +48,7 @@ def run(command: Sequence[str], exit_file: Path) -> int:
     try:
         launcher = subprocess.Popen(
             command,
-            env={**os.environ, EXIT_FILE_KEY: str(exit_file)},
+            env={**os.environ, EXIT_FILE_VARIABLE: str(exit_file)},
             # Away from the terminal, whose Ctrl-C would reach the launcher and its ranks a second time.
             start_new_session=True,
         )
@@ -67,7 +66,7 @@ def run(command: Sequence[str], exit_file: Path) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(launcher.pid, signal.SIGTERM)
 
-    for signum in FORWARDED:
+    for signum in STOP_SIGNALS:
         signal.signal(signum, forward)
     launcher.wait()
     status = _written_status(exit_file)

@@ -1,11 +1,18 @@
-"""The errors a user can meet, and the exit statuses that go with them.
+"""How a run ends: the errors a user can meet, the exit statuses, and the signals that ask for an end.
 
 Every `VitscaleError` is written to be read by the person who started the command: one line that says what
 is wrong, where (file, key, flag, shard or tag), and the mend. The command line prints that line, without a
 traceback, and ends with the error's `status`.
 """
 
+import signal
 from enum import IntEnum
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+"""Signals that ask a run to save at the step boundary and to exit with RUN_AGAIN."""
+
+EXIT_FILE_VARIABLE = "VITSCALE_EXIT_FILE"
+"""Environment variable: a second place to write exit.json to, for a launcher that does not know the run."""
 
 
 class ExitStatus(IntEnum):

@@ -152,7 +152,9 @@ def test_a_diverged_run_stops_before_it_saves(micro_config, tmp_path):
     text = refused(2, micro_config, DivergenceError, "optim.peak_lr=1e30", "optim.clip_norm=null")
     assert "gradient norm" in text
     assert not list((tmp_path / "run").glob("checkpoints/step-*"))
-    assert json.loads((tmp_path / "run" / "exit.json").read_text())["status"] == 3
+    end = json.loads((tmp_path / "run" / "exit.json").read_text())
+    assert end["status"] == 3
+    assert end["step"] > 0
 
 
 def test_a_disk_that_is_full_ends_the_run_with_the_old_tags_intact(micro_config, tmp_path):

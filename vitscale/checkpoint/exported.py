@@ -65,8 +65,8 @@ def export_model(source: Path, out: Path) -> Card:
     return card
 
 
-def load_exported(path: Path) -> tuple[Card, dict[str, Tensor]]:
-    """Card and fp32 weights of an exported folder, checked against each other.
+def read_card(path: Path) -> Card:
+    """Card of an exported folder, once the weights are found to be the ones it was written for.
 
     Raises:
         CheckpointError: the folder is missing something or is damaged.
@@ -78,6 +78,16 @@ def load_exported(path: Path) -> tuple[Card, dict[str, Tensor]]:
     except (OSError, ValueError, ValidationError) as error:
         raise CheckpointError(f"{path / CARD_NAME}: damaged: {' '.join(str(error).split())}") from None
     check_file(path / WEIGHTS_NAME, card.weights)
+    return card
+
+
+def load_exported(path: Path) -> tuple[Card, dict[str, Tensor]]:
+    """Card and fp32 weights of an exported folder.
+
+    Raises:
+        CheckpointError: the folder is missing something or is damaged.
+    """
+    card = read_card(path)
     try:
         return card, load_file(path / WEIGHTS_NAME)
     except SafetensorError as error:

@@ -22,16 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from vitscale.config import BatchSplit, DataSection
 from vitscale.data.augment import crop_box, flips
-from vitscale.data.batch import Batch, Cursor, Substitution, TrainBatch, check_cursor
+from vitscale.data.batch import Batch, Cursor, Substitution, TrainBatch
 from vitscale.data.decode import BadSample, centre_box, crop_resize, decode
 from vitscale.data.fetch import SampleReader
 from vitscale.data.index import SplitIndex
 from vitscale.data.order import SUBSTITUTE, Order, hash64, rank_positions
-from vitscale.errors import ShardError
-
-__all__ = ["Batch", "Cursor", "EvalLoader", "Substitution", "TrainBatch", "TrainLoader", "check_cursor"]
-
-JOB_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+from vitscale.errors import STOP_SIGNALS, ShardError
 
 # A sample's replacement may be bad too; ten in a row are no accident.
 MAX_ATTEMPTS = 10
@@ -232,7 +228,7 @@ def _start(samples: _Samples, requests: Iterable[Any], config: DataSection) -> I
         generator=torch.Generator(),  # else DataLoader draws a seed from the generator that dropout uses
     )
     resource_tracker.ensure_running()  # its start would unblock the signals again
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, JOB_SIGNALS)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         return iter(loader)
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitscale.checkpoint import Card, load_exported
+from vitscale.checkpoint import Card, load_exported, read_card
 from vitscale.config import BatchSplit, Config, split_batch, total_steps
 from vitscale.data.index import SplitIndex, open_split
 from vitscale.engine import TrainEngine, create_engine, render_deepspeed_config, resolve_precision
@@ -54,8 +54,7 @@ def draw_blueprint(config: Config, world_size: int, device: torch.device) -> Blu
             f"{config.data.train.path}: build both from the same list of classes"
         )
     if config.init.path is not None:
-        card, _ = load_exported(config.init.path)
-        _check_init(card, variant, config)
+        _check_init(read_card(config.init.path), variant, config)
     steps = total_steps(config.schedule, split.global_batch, len(train_index))
     return Blueprint(config, train_index, val_index, split, steps, variant)
 

@@ -53,21 +53,24 @@ def run_training(config: Config, allow_change: Sequence[str] = ()) -> ExitStatus
     ranks = process_group.start()
     try:
         # Rank 0 looks first, so that a mistake is told once and not by every rank.
-        on_main(ranks, lambda: draw_blueprint(config, ranks.world_size, ranks.device) and None)
-        blueprint = draw_blueprint(config, ranks.world_size, ranks.device)
+        drawn: list[Blueprint] = []
+        on_main(ranks, lambda: drawn.append(draw_blueprint(config, ranks.world_size, ranks.device)))
+        blueprint = drawn[0] if drawn else draw_blueprint(config, ranks.world_size, ranks.device)
         directory = RunDirectory.open(config, ranks, allow_change)
-        step = 0
+        trainer: Trainer | None = None
+        status, reason = ExitStatus.TRANSIENT, ""
         try:
             trainer = Trainer(blueprint, ranks, stop, directory)
             status = trainer.run()
-            step = trainer.progress.step
+            reason = stop.reason or "finished"
         except VitscaleError as error:
-            directory.close(error.status, str(error), step)
+            status, reason = error.status, str(error)
             raise
         except BaseException as error:
-            directory.close(ExitStatus.TRANSIENT, f"{type(error).__name__}: {error}", step)
+            reason = f"{type(error).__name__}: {error}"
             raise
-        directory.close(status, stop.reason or "finished", step)
+        finally:
+            directory.close(status, reason, trainer.progress.step if trainer else 0)
         return status
     finally:
         process_group.stop()

@@ -23,12 +23,9 @@ from typing import IO, Any
 import yaml
 
 from vitscale.config import Config, differing_keys
-from vitscale.errors import ExitStatus, RunDirectoryError
+from vitscale.errors import EXIT_FILE_VARIABLE, ExitStatus, RunDirectoryError
 from vitscale.ranks import Ranks
 from vitscale.train.together import on_main
-
-EXIT_FILE_VARIABLE = "VITSCALE_EXIT_FILE"
-"""Environment variable: a second place to write exit.json to, for a launcher that does not know the run."""
 
 
 class RunDirectory:

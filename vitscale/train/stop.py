@@ -11,7 +11,8 @@ from types import FrameType
 
 import psutil
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+from vitscale.errors import STOP_SIGNALS
+
 # Words in the command line of a process that starts ranks and should outlive them.
 LAUNCHER_MARKS = ("torchrun", "torch.distributed.run", "torch/distributed/run", "deepspeed", "forward_signals")
 

@@ -14,9 +14,10 @@ import torch
 
 from vitscale.config import BatchSplit, DataSection
 from vitscale.data.augment import crop_box, flips
+from vitscale.data.batch import Batch, TrainBatch
 from vitscale.data.decode import centre_box, crop_resize, decode
 from vitscale.data.index import open_split
-from vitscale.data.loader import Batch, EvalLoader, TrainBatch, TrainLoader
+from vitscale.data.loader import EvalLoader, TrainLoader
 from vitscale.data.order import Order
 from vitscale.errors import ShardError
 
