@@ -6,8 +6,11 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits [B, C] of any float dtype, labels int64 [B]) -> fp32 scalar, the mean over the batch."""
+Loss = Callable[[Tensor | tuple[Tensor, Tensor], Tensor], Tensor]
+"""(logits [B, C] of any float dtype, labels int64 [B]) -> fp32 scalar, the mean over the batch.
+
+The two logits of a distilled model in training give the mean of both losses: without a teacher, both heads
+learn from the labels."""
 
 SIGMOID_HEAD_BIAS = -10.0
 """First head bias for the sigmoid loss. With zero weights every class starts at a probability of 4.5e-5, so that
@@ -21,10 +24,19 @@ def classification_loss(kind: Literal["softmax", "sigmoid"], label_smoothing: fl
     (Szegedy et al. 2016). sigmoid is binary cross-entropy summed over the classes, as ViT pretrains on
     ImageNet-21k (Beyer et al. 2020); it takes no smoothing.
     """
-    if kind == "softmax":
-        return lambda logits, labels: F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
-    assert label_smoothing == 0.0  # the config refuses the combination
-    return _sigmoid_loss
+
+    def softmax(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+
+    assert kind == "softmax" or label_smoothing == 0.0  # the config refuses the combination
+    of_one = softmax if kind == "softmax" else _sigmoid_loss
+
+    def loss(logits: Tensor | tuple[Tensor, Tensor], labels: Tensor) -> Tensor:
+        if isinstance(logits, tuple):
+            return (of_one(logits[0], labels) + of_one(logits[1], labels)) / 2
+        return of_one(logits, labels)
+
+    return loss
 
 
 def _sigmoid_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -87,3 +87,12 @@ def test_first_losses_of_a_zero_head_over_in21k():
 def test_sigmoid_takes_no_smoothing():
     with pytest.raises(AssertionError):
         classification_loss("sigmoid", 0.1)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "sigmoid"])
+def test_two_heads_learn_from_the_labels_alike(kind):
+    loss = classification_loss(kind, 0.0)
+    (first, labels), (second, _) = draw(6, 5, 1.0, 0), draw(6, 5, 1.0, 1)
+    assert loss((first, second), labels).item() == pytest.approx(
+        (loss(first, labels) + loss(second, labels)).item() / 2
+    )

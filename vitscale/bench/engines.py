@@ -9,7 +9,7 @@ import torch
 from vitscale.config import BatchSplit, EngineSection, OptimSection
 from vitscale.engine import TrainEngine, create_engine
 from vitscale.losses import classification_loss
-from vitscale.model import create_model
+from vitscale.model import create_model, resolve_variant
 from vitscale.optim import build_optimizer
 from vitscale.ranks import Ranks
 
@@ -46,8 +46,8 @@ def compare_engines(
         warmup_pairs: pairs that are run first and not counted.
     """
     engines = [_engine(kind, ranks, model_name, micro_batch, zero_stage) for kind in ("torch", "deepspeed")]
-    size_px = create_model(model_name, num_classes=0, depth=1).variant.img_size
-    images = torch.randn(micro_batch, 3, size_px, size_px, device=ranks.device)
+    image_px = resolve_variant(model_name).image_px
+    images = torch.randn(micro_batch, 3, *image_px, device=ranks.device)
     labels = torch.arange(micro_batch, device=ranks.device)
     times: list[list[float]] = [[], []]
     for pair in range(warmup_pairs + pairs):

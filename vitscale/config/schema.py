@@ -39,12 +39,12 @@ class ModelSection(Section):
     """A variant, as `vitscale models` lists them."""
     num_classes: Count
     """Outputs of the head; 0 builds a model without head."""
-    img_size: Positive | None = None
-    """Side of the square input in pixels; the variant's own when left out."""
-    in_chans: Positive = 3
-    """Channels of the input."""
-    patch_size: Positive | None = None
-    """Side of a patch in pixels; the variant's own when left out."""
+    img_size: Positive | tuple[Positive, Positive] | None = None
+    """Input in pixels, the side of a square or [height, width]; the variant's own when left out."""
+    in_chans: Positive | None = None
+    """Channels of the input; the variant's own when left out."""
+    patch_size: Positive | tuple[Positive, Positive] | None = None
+    """Patch in pixels, the side of a square or [height, width]; the variant's own when left out."""
     embed_dim: Positive | None = None
     """Width; the variant's own when left out."""
     depth: Positive | None = None
@@ -56,14 +56,36 @@ class ModelSection(Section):
     representation_size: Count | None = None
     """Width of the representation layer (Linear + tanh before the head); 0 for none; the variant's own
     when left out."""
-    pool: Literal["token", "avg"] = "token"
-    """What the head reads: the class token, or the mean of the patch tokens of a model without one."""
+    pool: Literal["token", "avg", "map"] | None = None
+    """What the head reads: the class token, or of a model without one the mean of the patch tokens (avg) or
+    what a learned probe attends to (map); the variant's own when left out."""
     qkv_bias: bool | None = None
     """Bias of the attention's input projection; the variant's own when left out."""
+    distilled: bool | None = None
+    """A second token with a head of its own, as in DeiT; the variant's own when left out."""
+    reg_tokens: Count | None = None
+    """Register tokens; the variant's own number when left out."""
+    layer_scale: Annotated[float, Field(ge=0.0)] | None = None
+    """First value of LayerScale's factors, 0 for no LayerScale; the variant's own when left out."""
+    qk_norm: bool | None = None
+    """LayerNorm of queries and keys; the variant's own when left out."""
+    parallel: bool | None = None
+    """Attention and MLP side by side, as in ViT-22B; the variant's own when left out."""
+    act: Literal["gelu", "gelu_tanh", "swiglu"] | None = None
+    """Activation of the MLP; the variant's own when left out."""
+    norm_bias: bool | None = None
+    """Whether LayerNorms have a bias; the variant's own when left out."""
+    norm_eps: AboveZero | None = None
+    """Epsilon of every LayerNorm; the variant's own when left out."""
+    stem: list[Positive] | None = None
+    """Units of each stage of a ResNet before the patch embedding; the variant's own when left out."""
     drop_rate: Rate = 0.0
     """Dropout after the position embedding, the attention projection and inside the MLP."""
     drop_path_rate: Rate = 0.0
     """Stochastic depth of the last block; the rate grows linearly from 0 at the first."""
+    weight_init: Literal["jax", "jax_nlhb", "trunc_normal"] = "jax"
+    """How fresh weights are drawn: as the ViT paper's code, the same with a head bias of -log(classes), or the
+    truncated normal of DeiT."""
 
 
 class InitSection(Section):
@@ -73,6 +95,9 @@ class InitSection(Section):
     """An exported model folder (model.safetensors + card.json); random weights when left out."""
     representation: Literal["keep", "drop"] = "drop"
     """Whether the representation layer of the loaded model stays. The ViT paper drops it to fine-tune."""
+    pos_embed: Literal["timm", "timm_npz", "google"] = "timm"
+    """How the position embedding is resized to another image size: bicubic with antialiasing (timm), bilinear
+    between cell centres (timm for Google's npz) or between the corner cells (Google)."""
 
 
 class SplitSection(Section):

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-LossFn = Callable[[Tensor, Tensor], Tensor]
+LossFn = Callable[[Tensor | tuple[Tensor, Tensor], Tensor], Tensor]
+"""(what the model gives in training: logits, or those of both heads of a distilled one; labels) -> scalar."""
 MicroBatch = tuple[Tensor, Tensor]
 """Images [B, C, H, W] (float) and labels [B] (int64), both on the engine's device."""
 

@@ -1,17 +1,29 @@
-"""The Vision Transformer: blocks, heads, the table of variants, position embeddings and FLOPs."""
+"""The Vision Transformer: blocks, heads, the table of variants, adaptation to other inputs, and FLOPs."""
 
-from vitscale.model.blocks import Block
+from vitscale.model.adapt import Resampling, adapt_in_chans, resample_pos_embed
+from vitscale.model.blocks import Block, ParallelBlock
 from vitscale.model.flops import forward_flops, train_flops
-from vitscale.model.pos_embed import resample_pos_embed
-from vitscale.model.variants import VARIANTS, Pool, Variant, resolve_variant
-from vitscale.model.vit import VisionTransformer, create_model
+from vitscale.model.initialisation import Scheme
+from vitscale.model.table import TABLE, VARIANTS, Entry, Preprocessing, resolve_variant
+from vitscale.model.variants import Act, Pool, Size, Variant
+from vitscale.model.vit import Logits, VisionTransformer, create_model
 
 __all__ = [
+    "TABLE",
     "VARIANTS",
+    "Act",
     "Block",
+    "Entry",
+    "Logits",
+    "ParallelBlock",
     "Pool",
+    "Preprocessing",
+    "Resampling",
+    "Scheme",
+    "Size",
     "Variant",
     "VisionTransformer",
+    "adapt_in_chans",
     "create_model",
     "forward_flops",
     "resample_pos_embed",

@@ -1,103 +1,75 @@
-"""The parts of a Vision Transformer's trunk: patch embedding, attention, MLP and the block made of them.
-
-Every module sets its own parameters while it is built, with the distributions of the ViT paper's JAX code
-(Dosovitskiy et al. 2021), and nothing writes to them from outside: ZeRO stage 3 partitions the parameters
-of a module as soon as its `__init__` returns.
+"""The parts of a Vision Transformer's trunk: patch embedding, attention, MLP and the blocks made of them.
 
 Shapes: B images, C channels, S tokens, D width, H heads.
 """
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LAYER_NORM_EPS = 1e-6
-"""Epsilon of every LayerNorm: the JAX code's, ten times smaller than torch's own default."""
+from vitscale.model.initialisation import STD, Linear, Scheme, lecun_normal_
+from vitscale.model.resnet import build_stem, stem_chans
+from vitscale.model.variants import Act, Variant
 
 _MLP_BIAS_STD = 1e-6
-# Standard deviation of a unit normal that is cut off at -2 and 2.
-_TRUNCATED_STD = 0.87962566103423978
 
 
-def lecun_normal_(weight: Tensor) -> None:
-    """Fill with a normal of variance 1 / fan_in, cut off at two deviations (LeCun et al. 1998, as in JAX)."""
-    fan_in = weight[0].numel()
-    std = math.sqrt(1 / fan_in) / _TRUNCATED_STD
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+def layer_norm(width: int, variant: Variant) -> nn.LayerNorm:
+    """LayerNorm over the last dimension, with the variant's epsilon and bias."""
+    return nn.LayerNorm(width, eps=variant.norm_eps, bias=variant.norm_bias)
 
 
 class PatchProjection(nn.Conv2d):
-    """Linear map of whole patches: [B, C, side, side] -> [B, D, grid, grid]."""
+    """Linear map of whole patches, kernel and stride the same: [B, C, H, W] -> [B, D, rows, columns]."""
 
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
-        super().__init__(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size)
-
-    def reset_parameters(self) -> None:
-        """LeCun normal weight, zero bias."""
-        lecun_normal_(self.weight)
+    def __init__(self, patch: tuple[int, int], in_chans: int, embed_dim: int, scheme: Scheme) -> None:
+        super().__init__(in_chans, embed_dim, kernel_size=patch, stride=patch)
+        if scheme == "trunc_normal":
+            nn.init.trunc_normal_(self.weight, std=STD)
+        else:
+            lecun_normal_(self.weight)
         assert self.bias is not None
         nn.init.zeros_(self.bias)
 
+    def reset_parameters(self) -> None:
+        """Draw nothing: `__init__` does."""
+
 
 class PatchEmbed(nn.Module):
-    """Cut square images into patches and embed each: [B, C, img_size, img_size] -> [B, grid^2, D]."""
+    """Cut images into patches and embed each: [B, C, height, width] -> [B, rows * columns, D].
 
-    def __init__(self, img_size: int, patch_size: int, in_chans: int, embed_dim: int) -> None:
+    A hybrid's patches are cells of what its ResNet stem (`backbone`) makes of the image.
+    """
+
+    def __init__(self, variant: Variant, scheme: Scheme) -> None:
         super().__init__()
-        self.img_size = img_size
-        self.proj = PatchProjection(patch_size, in_chans, embed_dim)
+        self.image_px = variant.image_px
+        stem = variant.stem
+        self.backbone = None if stem is None else build_stem(variant.in_chans, stem)
+        channels = variant.in_chans if stem is None else stem_chans(stem)
+        self.proj = PatchProjection(variant.patch_kernel, channels, variant.embed_dim, scheme)
 
     def forward(self, images: Tensor) -> Tensor:
         """Patch tokens in row-major order."""
         # The convolution would cut off a rest of pixels without a word.
-        assert images.shape[2:] == (self.img_size, self.img_size), f"{tuple(images.shape)} is not {self.img_size} px"
+        assert images.shape[2:] == self.image_px, f"{tuple(images.shape)} is not {self.image_px} px"
+        if self.backbone is not None:
+            images = self.backbone(images)
         patches: Tensor = self.proj(images)
         return patches.flatten(2).transpose(1, 2)
-
-
-class QKVLinear(nn.Linear):
-    """Queries, keys and values by one product: [..., D] -> [..., 3D]."""
-
-    def __init__(self, dim: int, bias: bool) -> None:
-        super().__init__(dim, 3 * dim, bias=bias)
-
-    def reset_parameters(self) -> None:
-        """Xavier uniform for each matrix apart: as one of 3D outputs, all would start sqrt(2) too small. Zero bias."""
-        with torch.no_grad():
-            for part in self.weight.chunk(3):
-                nn.init.xavier_uniform_(part)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-
-class OutputLinear(nn.Linear):
-    """Projection of the joined heads: [..., D] -> [..., D]."""
-
-    def reset_parameters(self) -> None:
-        """Xavier uniform weight, zero bias."""
-        nn.init.xavier_uniform_(self.weight)
-        nn.init.zeros_(self.bias)
-
-
-class MlpLinear(nn.Linear):
-    """One of the two layers of an MLP."""
-
-    def reset_parameters(self) -> None:
-        """Xavier uniform weight, bias normal with a deviation of 1e-6."""
-        nn.init.xavier_uniform_(self.weight)
-        nn.init.normal_(self.bias, std=_MLP_BIAS_STD)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention, [B, S, D] -> [B, S, D] (Vaswani et al. 2017); dropout acts on the output only."""
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool, drop_rate: float) -> None:
+    def __init__(self, variant: Variant, drop_rate: float, scheme: Scheme) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv = QKVLinear(dim, bias=qkv_bias)
-        self.proj = OutputLinear(dim, dim)
+        dim = variant.embed_dim
+        self.num_heads = variant.num_heads
+        self.qkv = Linear(dim, 3 * dim, bias=variant.qkv_bias, scheme=scheme, matrices=3)
+        self.q_norm = layer_norm(variant.head_dim, variant) if variant.qk_norm else nn.Identity()
+        self.k_norm = layer_norm(variant.head_dim, variant) if variant.qk_norm else nn.Identity()
+        self.proj = Linear(dim, dim, scheme=scheme)
         self.proj_drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -105,24 +77,46 @@ class Attention(nn.Module):
         batch, tokens, dim = x.shape
         qkv: Tensor = self.qkv(x)
         q, k, v = qkv.view(batch, tokens, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
         x = self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
         return self.proj_drop(x)  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between, each followed by dropout: [..., D] -> [..., D]."""
+    """Two linear layers with an activation between, each followed by dropout: [..., D] -> [..., D].
 
-    def __init__(self, dim: int, hidden: int, drop_rate: float) -> None:
+    With SwiGLU the first layer makes twice the hidden width, gates first: silu(gate) * value.
+    """
+
+    def __init__(self, dim: int, hidden: int, act: Act, drop_rate: float, scheme: Scheme) -> None:
         super().__init__()
-        self.fc1 = MlpLinear(dim, hidden)
-        self.fc2 = MlpLinear(hidden, dim)
+        self.act = act
+        halves = 2 if act == "swiglu" else 1
+        self.fc1 = Linear(dim, halves * hidden, scheme=scheme, matrices=halves, bias_std=_MLP_BIAS_STD)
+        self.fc2 = Linear(hidden, dim, scheme=scheme, bias_std=_MLP_BIAS_STD)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform every token on its own."""
-        x = self.drop(F.gelu(self.fc1(x)))
-        return self.drop(self.fc2(x))  # type: ignore[no-any-return]
+        x = self.fc1(x)
+        if self.act == "swiglu":
+            gate, value = x.chunk(2, dim=-1)
+            x = F.silu(gate) * value
+        else:
+            x = F.gelu(x, approximate="tanh" if self.act == "gelu_tanh" else "none")
+        return self.drop(self.fc2(self.drop(x)))  # type: ignore[no-any-return]
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each feature (Touvron et al. 2021, CaiT), all `first` at the start."""
+
+    def __init__(self, dim: int, first: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), first))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale [..., D]."""
+        return x * self.gamma
 
 
 class DropPath(nn.Module):
@@ -147,16 +141,43 @@ class Block(nn.Module):
     """Pre-norm transformer block, [B, S, D] -> [B, S, D]: x + attention(norm(x)), then x + MLP(norm(x))."""
 
     def __init__(
-        self, dim: int, num_heads: int, mlp_hidden: int, *, qkv_bias: bool, drop_rate: float, drop_path_rate: float
+        self, variant: Variant, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, scheme: Scheme = "jax"
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, num_heads, qkv_bias, drop_rate)
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim, mlp_hidden, drop_rate)
+        dim = variant.embed_dim
+        self.norm1 = layer_norm(dim, variant)
+        self.attn = Attention(variant, drop_rate, scheme)
+        self.ls1 = _layer_scale(variant)
+        self.norm2 = layer_norm(dim, variant)
+        self.mlp = Mlp(dim, variant.mlp_hidden, variant.act, drop_rate, scheme)
+        self.ls2 = _layer_scale(variant)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         """Add both branches to the residual stream."""
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
+
+
+class ParallelBlock(nn.Module):
+    """Block of ViT-22B (Dehghani et al. 2023), [B, S, D] -> [B, S, D]: y = norm(x), then x + attention(y) + MLP(y)."""
+
+    def __init__(
+        self, variant: Variant, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, scheme: Scheme = "jax"
+    ) -> None:
+        super().__init__()
+        dim = variant.embed_dim
+        self.norm1 = layer_norm(dim, variant)
+        self.attn = Attention(variant, drop_rate, scheme)
+        self.mlp = Mlp(dim, variant.mlp_hidden, variant.act, drop_rate, scheme)
+        self.ls1 = _layer_scale(variant)
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Add the sum of both branches to the residual stream."""
+        y = self.norm1(x)
+        return x + self.drop_path(self.ls1(self.attn(y) + self.mlp(y)))  # type: ignore[no-any-return]
+
+
+def _layer_scale(variant: Variant) -> nn.Module:
+    return LayerScale(variant.embed_dim, variant.layer_scale) if variant.layer_scale else nn.Identity()

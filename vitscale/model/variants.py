@@ -1,30 +1,31 @@
-"""The table of Vision Transformers this package builds, and the numbers that follow from a row.
+"""What fixes a Vision Transformer: one frozen value with every architectural choice, and the numbers that follow."""
 
-Shapes are those of the ViT paper (Dosovitskiy et al. 2021) for Ti to H and of Scaling Vision Transformers
-(Zhai et al. 2022) for g and G.
-"""
-
-import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from vitscale.errors import ConfigError
 
-Pool = Literal["token", "avg"]
+Pool = Literal["token", "avg", "map"]
+Act = Literal["gelu", "gelu_tanh", "swiglu"]
+Size = int | tuple[int, int]
+"""Pixels: the side of a square, or (height, width)."""
+
+_ROOT_STRIDE = 4
 
 
 @dataclass(frozen=True)
 class Variant:
-    """All that fixes the shapes of a Vision Transformer's tensors.
+    """All that decides which tensors a Vision Transformer has and what it computes with them.
+
+    The defaults are the ViT paper's (Dosovitskiy et al. 2021, arXiv 2010.11929); everything else is off.
 
     Raises:
-        ConfigError: the image is no whole number of patches, or the width no whole number of heads.
+        ConfigError: the image is no whole number of patches, the width no whole number of heads, or two
+            choices exclude each other.
     """
 
-    patch_size: int
-    """Side of a patch in pixels."""
+    patch_size: Size
+    """Patch in pixels: the side of a square, or (height, width). Behind a ResNet stem, in cells of its output."""
     embed_dim: int
     """Width of a token."""
     depth: int
@@ -39,41 +40,112 @@ class Variant:
     """Width of the layer between pooling and head; 0 for none."""
     num_classes: int = 1000
     """Outputs of the head; 0 for no head."""
-    img_size: int = 224
-    """Side of the square input in pixels."""
+    img_size: Size = 224
+    """Input in pixels: the side of a square, or (height, width)."""
     in_chans: int = 3
     """Channels of the input."""
     pool: Pool = "token"
-    """What the head reads: the class token, or the mean of the patch tokens of a model without one."""
+    """What the head reads: the class token, or of a model without one the mean of the patch tokens or what
+    a learned probe attends to (multi-head attention pooling: Zhai et al. 2022, arXiv 2106.04560)."""
+    distilled: bool = False
+    """Whether there is a second token with a head of its own (DeiT: Touvron et al. 2021, arXiv 2012.12877)."""
+    reg_tokens: int = 0
+    """Register tokens, which nothing reads at the end (Darcet et al. 2024, arXiv 2309.16588)."""
+    layer_scale: float = 0.0
+    """First value of LayerScale's factors (CaiT: Touvron et al. 2021, arXiv 2103.17239); 0 for none."""
+    qk_norm: bool = False
+    """LayerNorm of queries and keys, head by head (ViT-22B: Dehghani et al. 2023, arXiv 2302.05442)."""
+    parallel: bool = False
+    """Attention and MLP side by side on one norm (ViT-22B), not one after the other."""
+    act: Act = "gelu"
+    """The MLP's activation: exact GELU, the tanh approximation that JAX computes, or SwiGLU (Shazeer 2020,
+    arXiv 2002.05202)."""
+    norm_bias: bool = True
+    """Whether LayerNorms have a bias (ViT-22B's have none)."""
+    norm_eps: float = 1e-6
+    """Epsilon of every LayerNorm: the JAX code's, ten times smaller than torch's own default."""
+    stem: tuple[int, ...] | None = None
+    """Units of each stage of the ResNet before the patch embedding (hybrids of the ViT paper); () is the
+    ResNet's root alone, None no ResNet."""
 
     def __post_init__(self) -> None:
-        if self.img_size % self.patch_size:
-            nearest = _multiples_around(self.img_size, self.patch_size)
-            raise ConfigError(
-                f"model.img_size {self.img_size} is no multiple of model.patch_size {self.patch_size}: "
-                f"use model.img_size={nearest}"
-            )
+        for name in ("img_size", "patch_size"):  # a pair of equal sides is the square, a list (YAML, JSON) a pair
+            size = getattr(self, name)
+            if not isinstance(size, int):
+                height, width = size
+                object.__setattr__(self, name, height if height == width else (height, width))
+        if self.stem is not None:
+            object.__setattr__(self, "stem", tuple(self.stem))
+        self._check_division()
+        self._check_choices()
+
+    def _check_division(self) -> None:
+        cells = "" if self.stem is None else f" (cells of {self.stem_stride} px behind the stem)"
+        for side, kernel, patch in zip(self.image_px, self.patch_kernel, self.patch_px, strict=True):
+            if side % patch:
+                raise ConfigError(
+                    f"model.img_size {side} is no multiple of model.patch_size {kernel}{cells}: "
+                    f"use model.img_size={_multiples_around(side, patch)}"
+                )
         if self.embed_dim % self.num_heads:
-            nearest = _multiples_around(self.embed_dim, self.num_heads)
             raise ConfigError(
                 f"model.embed_dim {self.embed_dim} is no multiple of model.num_heads {self.num_heads}: "
-                f"use model.embed_dim={nearest}, or another model.num_heads"
+                f"use model.embed_dim={_multiples_around(self.embed_dim, self.num_heads)}, or another model.num_heads"
+            )
+
+    def _check_choices(self) -> None:
+        if self.distilled and self.pool != "token":
+            raise ConfigError(f"model.distilled needs a class token beside its own: not model.pool={self.pool}")
+        if self.distilled and self.representation_size:
+            raise ConfigError(
+                f"model.representation_size {self.representation_size} does not go with model.distilled, whose two "
+                "heads read their tokens: use model.representation_size=0"
             )
 
     @property
-    def grid(self) -> int:
-        """Patches along one side of the image."""
-        return self.img_size // self.patch_size
+    def image_px(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return _pair(self.img_size)
+
+    @property
+    def patch_kernel(self) -> tuple[int, int]:
+        """Height and width of the patch embedding's kernel, in cells of what it reads."""
+        return _pair(self.patch_size)
+
+    @property
+    def stem_stride(self) -> int:
+        """Pixels along a side of one cell of what the patch embedding reads: 1 without a ResNet stem."""
+        if self.stem is None:
+            return 1
+        return _ROOT_STRIDE << max(len(self.stem) - 1, 0)
+
+    @property
+    def patch_px(self) -> tuple[int, int]:
+        """Height and width in pixels of what becomes one token."""
+        height, width = self.patch_kernel
+        return height * self.stem_stride, width * self.stem_stride
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        (height, width), (patch_height, patch_width) = self.image_px, self.patch_px
+        return height // patch_height, width // patch_width
+
+    @property
+    def patches(self) -> int:
+        """Number of patches."""
+        rows, columns = self.grid
+        return rows * columns
 
     @property
     def prefix_tokens(self) -> int:
-        """Tokens before the patches: 1 with a class token, else 0."""
-        return 1 if self.pool == "token" else 0
+        """Tokens before the patches: class token, distillation token and registers, as far as there are any."""
+        return (self.pool == "token") + self.distilled + self.reg_tokens
 
     @property
     def tokens(self) -> int:
         """Length of the sequence that the blocks see."""
-        return self.grid**2 + self.prefix_tokens
+        return self.patches + self.prefix_tokens
 
     @property
     def mlp_hidden(self) -> int:
@@ -81,54 +153,24 @@ class Variant:
         return round(self.embed_dim * self.mlp_ratio)
 
     @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.embed_dim // self.num_heads
+
+    @property
     def head_input(self) -> int:
         """Width of what the head reads."""
         return self.representation_size or self.embed_dim
+
+    def arguments(self) -> dict[str, Any]:
+        """The fields by name, as `create_model` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _multiples_around(value: int, unit: int) -> str:
     below = value // unit * unit
     return " or ".join(str(multiple) for multiple in (below, below + unit) if multiple)
-
-
-_TINY = Variant(patch_size=16, embed_dim=192, depth=12, num_heads=3)
-_SMALL = Variant(patch_size=16, embed_dim=384, depth=12, num_heads=6)
-_BASE = Variant(patch_size=16, embed_dim=768, depth=12, num_heads=12)
-_LARGE = Variant(patch_size=16, embed_dim=1024, depth=24, num_heads=16)
-_HUGE = Variant(patch_size=14, embed_dim=1280, depth=32, num_heads=16)
-_GIANT = Variant(patch_size=14, embed_dim=1408, depth=40, num_heads=16, mlp_ratio=48 / 11)
-_GIGANTIC = Variant(patch_size=14, embed_dim=1664, depth=48, num_heads=16, mlp_ratio=64 / 13)
-
-IN21K_CLASSES = 21_843
-"""Classes of the full ImageNet-21k release."""
-
-VARIANTS: Mapping[str, Variant] = MappingProxyType(
-    {
-        "vit_tiny_patch16_224": _TINY,
-        "vit_small_patch16_224": _SMALL,
-        "vit_base_patch16_224": _BASE,
-        "vit_large_patch16_224": _LARGE,
-        "vit_huge_patch14_224": _HUGE,
-        "vit_giant_patch14_224": _GIANT,
-        "vit_gigantic_patch14_224": _GIGANTIC,
-        "vit_tiny_patch16_224_in21k": replace(_TINY, num_classes=IN21K_CLASSES),
-        "vit_small_patch16_224_in21k": replace(_SMALL, num_classes=IN21K_CLASSES),
-        "vit_base_patch16_224_in21k": replace(_BASE, num_classes=IN21K_CLASSES),
-        "vit_large_patch16_224_in21k": replace(_LARGE, num_classes=IN21K_CLASSES),
-        "vit_huge_patch14_224_in21k": replace(_HUGE, num_classes=IN21K_CLASSES, representation_size=1280),
-    }
-)
-"""Every variant by its name; `num_classes` is that of the published weights of this name."""
-
-
-def resolve_variant(name: str, **changes: Any) -> Variant:
-    """The variant of this name with the given fields changed; a change to None leaves the variant's own value.
-
-    Raises:
-        ConfigError: no variant has this name (the message names the nearest), or the changed shape is none.
-    """
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.5)
-        mend = f"did you mean {' or '.join(near)}?" if near else f"the variants are {', '.join(VARIANTS)}"
-        raise ConfigError(f"model.name {name!r} is unknown: {mend}")
-    return replace(VARIANTS[name], **{field: value for field, value in changes.items() if value is not None})

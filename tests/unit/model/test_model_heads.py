@@ -1,15 +1,78 @@
-import math
+from functools import partial
 
 import numpy as np
+import pytest
 import torch
+from small_models import randomise
+from timm.layers import AttentionPoolLatent
+from torch import nn
 
-from vitscale.model.heads import Classifier, PreLogits
+from vitscale.model import Variant
+from vitscale.model.heads import AttentionPool, Classifier, PreLogits
+
+POOLS = {
+    "plain": {},
+    "tanh GELU": {"act": "gelu_tanh"},
+    "no norm bias": {"norm_bias": False},
+    "norm epsilon": {"norm_eps": 1e-2},
+    "odd MLP": {"mlp_ratio": 48 / 11},
+    "SwiGLU": {"act": "swiglu"},
+}
+
+
+def pool(**options):
+    variant = {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 4, "pool": "map", **options}
+    return randomise(AttentionPool(Variant(**variant), "jax"))
+
+
+@pytest.mark.parametrize("name", [name for name in POOLS if name != "SwiGLU"])  # timm's has none
+def test_attention_pooling_equals_timms(name):
+    options = POOLS[name]
+    ours = pool(**options)
+    theirs = AttentionPoolLatent(
+        32,
+        num_heads=4,
+        mlp_ratio=ours.mlp.fc1.out_features / 32,
+        act_layer=partial(nn.GELU, approximate="tanh" if options.get("act") == "gelu_tanh" else "none"),
+        norm_layer=partial(nn.LayerNorm, eps=options.get("norm_eps", 1e-6), bias=options.get("norm_bias", True)),
+    )
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    tokens = torch.randn(3, 7, 32)
+    torch.testing.assert_close(ours(tokens), theirs.eval()(tokens), rtol=0, atol=1e-6)
+
+
+def test_attention_pooling_with_swiglu_against_its_definition_in_float64():
+    ours = pool(act="swiglu").double()
+    tokens = torch.randn(3, 7, 32, dtype=torch.float64)
+    k, v = ours.kv(tokens).chunk(2, dim=-1)
+    heads = []
+    for q, keys, values in zip(ours.q(ours.latent)[0, 0].split(8), k.split(8, -1), v.split(8, -1), strict=True):
+        weights = (keys @ q / 8**0.5).softmax(dim=1)
+        heads.append((weights.unsqueeze(-1) * values).sum(1))
+    pooled = ours.proj(torch.cat(heads, dim=-1))
+    gate, value = ours.mlp.fc1(ours.norm(pooled)).chunk(2, dim=-1)
+    expected = pooled + ours.mlp.fc2(gate * torch.sigmoid(gate) * value)
+    torch.testing.assert_close(ours(tokens), expected, rtol=0, atol=1e-12)
+
+
+def test_attention_pooling_does_not_care_about_the_order_of_tokens():
+    ours = pool().double()
+    tokens = torch.randn(3, 7, 32, dtype=torch.float64)
+    torch.testing.assert_close(ours(tokens), ours(tokens.flip(1)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", POOLS.values(), ids=POOLS)
+def test_attention_pooling_compiles_to_one_graph(options):
+    torch._dynamo.reset()
+    module = pool(**options)
+    tokens = torch.randn(3, 7, 32)
+    assert torch.equal(torch.compile(module, fullgraph=True, backend="eager")(tokens), module(tokens))
 
 
 def test_representation_layer_and_classifier_against_float64():
     torch.manual_seed(0)
-    pre_logits, head = PreLogits(12, 20), Classifier(20, 5, bias_init=-10.0)
-    torch.nn.init.normal_(head.weight)
+    pre_logits, head = PreLogits(12, 20, "jax"), Classifier(20, 5, "jax", bias_init=-10.0)
+    nn.init.normal_(head.weight)
     features = torch.randn(7, 12)
     w1, b1, w2, b2, x = (
         tensor.detach().double().numpy()
@@ -17,17 +80,3 @@ def test_representation_layer_and_classifier_against_float64():
     )
     expected = np.tanh(x @ w1.T + b1) @ w2.T + b2
     np.testing.assert_allclose(head(pre_logits(features)).detach().numpy(), expected, rtol=0, atol=1e-5)
-
-
-def test_classifier_starts_from_its_bias():
-    head = Classifier(8, 3, bias_init=-10.0)
-    assert torch.equal(head(torch.randn(4, 8)), torch.full((4, 3), -10.0))
-
-
-def test_representation_layer_starts_lecun_normal():
-    torch.manual_seed(0)
-    fc = PreLogits(256, 512).fc
-    # 131,072 draws: the relative error of the deviation is 1 / sqrt(2 n) = 0.2 %; five times that.
-    assert abs(fc.weight.std().item() * math.sqrt(256) - 1) < 0.01
-    assert fc.weight.abs().max().item() <= 2 / math.sqrt(256) / 0.8796
-    assert torch.equal(fc.bias, torch.zeros(512))

@@ -1,51 +1,145 @@
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, fields, replace
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from timm.models.vision_transformer import VisionTransformer as TimmViT
 
 from vitscale.errors import ConfigError
-from vitscale.model import VARIANTS, Variant, create_model, resolve_variant
+from vitscale.model import VARIANTS, Variant, create_model
 
-IN21K = 21_843
+SMALL = {"patch_size": 4, "embed_dim": 12, "depth": 1, "num_heads": 3, "img_size": 8}
 
 
-def count(**arguments):
-    with torch.device("meta"):
-        model = create_model(**arguments)
-    return sum(parameter.numel() for parameter in model.parameters())
+def error_of(**changes):
+    with pytest.raises(ConfigError) as caught:
+        Variant(**{**SMALL, **changes})
+    return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "trunk", "with_head", "with_representation"),
+    ("changes", "message"),
     [
-        ("vit_base_patch16_224", 85_798_656, 102_595_923, None),
-        ("vit_large_patch16_224", 303_301_632, 325_690_707, None),
-        ("vit_huge_patch14_224", 630_764_800, 658_745_683, 660_385_363),
-        ("vit_giant_patch14_224", 1_011_202_432, 1_041_979_219, 1_043_963_091),
-        ("vit_gigantic_patch14_224", 1_842_775_680, 1_879_144_275, 1_881_914_835),
+        (
+            {"img_size": 384, "patch_size": 14},
+            "model.img_size 384 is no multiple of model.patch_size 14: use model.img_size=378 or 392",
+        ),
+        (
+            {"img_size": 8, "patch_size": 16},
+            "model.img_size 8 is no multiple of model.patch_size 16: use model.img_size=16",
+        ),
+        (
+            {"img_size": (32, 50), "patch_size": (8, 16)},
+            "model.img_size 50 is no multiple of model.patch_size 16: use model.img_size=48 or 64",
+        ),
+        (
+            {"img_size": (33, 48), "patch_size": (8, 16)},
+            "model.img_size 33 is no multiple of model.patch_size 8: use model.img_size=32 or 40",
+        ),
+        (
+            {"img_size": 200, "patch_size": 1, "stem": (2, 2, 2, 2)},
+            (
+                "model.img_size 200 is no multiple of model.patch_size 1 (cells of 32 px behind the stem): "
+                "use model.img_size=192 or 224"
+            ),
+        ),
+        (
+            {"num_heads": 5},
+            (
+                "model.embed_dim 12 is no multiple of model.num_heads 5: "
+                "use model.embed_dim=10 or 15, or another model.num_heads"
+            ),
+        ),
+        (
+            {"embed_dim": 3, "num_heads": 5},
+            "model.embed_dim 3 is no multiple of model.num_heads 5: use model.embed_dim=5, or another model.num_heads",
+        ),
+        (
+            {"distilled": True, "pool": "avg"},
+            "model.distilled needs a class token beside its own: not model.pool=avg",
+        ),
+        (
+            {"distilled": True, "pool": "map"},
+            "model.distilled needs a class token beside its own: not model.pool=map",
+        ),
+        (
+            {"distilled": True, "representation_size": 6},
+            (
+                "model.representation_size 6 does not go with model.distilled, whose two heads read their tokens: "
+                "use model.representation_size=0"
+            ),
+        ),
     ],
 )
-def test_parameter_counts(name, trunk, with_head, with_representation):
-    assert count(name=name, num_classes=0) == trunk
-    assert count(name=name, num_classes=IN21K) == with_head
-    if with_representation:
-        width = VARIANTS[name].embed_dim
-        assert count(name=name, num_classes=IN21K, representation_size=width) == with_representation
+def test_what_makes_no_model_is_refused_in_one_line(changes, message):
+    assert error_of(**changes) == message
 
 
-def test_huge_in21k_has_the_representation_layer_of_its_name():
-    assert count(name="vit_huge_patch14_224_in21k", num_classes=IN21K) == 660_385_363
+def test_the_factory_passes_the_refusal_on():
+    with pytest.raises(ConfigError, match=r"^model\.img_size 384 is no multiple of model\.patch_size 14: use"):
+        create_model("vit_huge_patch14_224", num_classes=10, img_size=384)
 
 
+@pytest.mark.parametrize("field", ["img_size", "patch_size"])
 @pytest.mark.parametrize(
-    ("name", "hidden"),
-    [("vit_huge_patch14_224", 5120), ("vit_giant_patch14_224", 6144), ("vit_gigantic_patch14_224", 8192)],
+    ("size", "kept"),
+    [(224, 224), ((224, 224), 224), ([224, 224], 224), ((224, 448), (224, 448)), ([448, 224], (448, 224))],
 )
-def test_hidden_widths_are_exact(name, hidden):
-    assert VARIANTS[name].mlp_hidden == hidden
+def test_a_size_is_one_side_or_a_pair_of_two(field, size, kept):
+    variant = Variant(**{**SMALL, "img_size": 448, "patch_size": 4, field: size})
+    assert getattr(variant, field) == kept
+    assert type(getattr(variant, field)) is type(kept)
+    pair = variant.image_px if field == "img_size" else variant.patch_kernel
+    assert pair == ((kept, kept) if isinstance(kept, int) else kept)
+
+
+def test_variants_that_are_equal_have_one_hash():
+    listed = Variant(**{**SMALL, "img_size": [32, 64], "stem": [1, 2], "patch_size": [1, 2]})
+    tupled = Variant(**{**SMALL, "img_size": (32, 64), "stem": (1, 2), "patch_size": (1, 2)})
+    assert len({listed, tupled}) == 1
+    assert listed.stem == (1, 2)
+
+
+def test_a_variant_does_not_change():
+    with pytest.raises(FrozenInstanceError):
+        VARIANTS["vit_base_patch16_224"].depth = 3
+
+
+@pytest.mark.parametrize(("stem", "stride"), [(None, 1), ((), 4), ((2,), 4), ((2, 2), 8), ((3, 4, 9), 16)])
+def test_a_stem_widens_the_patch(stem, stride):
+    variant = Variant(**{**SMALL, "stem": stem, "patch_size": (1, 2), "img_size": (64, 96)})
+    assert variant.stem_stride == stride
+    assert variant.patch_px == (stride, 2 * stride)
+    assert variant.grid == (64 // stride, 96 // (2 * stride))
+
+
+@given(
+    patch=st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    grid=st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    heads=st.integers(1, 8),
+    head_dim=st.integers(1, 16),
+    pool=st.sampled_from(["token", "avg", "map"]),
+    distilled=st.booleans(),
+    reg_tokens=st.integers(0, 4),
+)
+def test_derived_sizes(patch, grid, heads, head_dim, pool, distilled, reg_tokens):
+    variant = Variant(
+        patch_size=patch,
+        embed_dim=heads * head_dim,
+        depth=1,
+        num_heads=heads,
+        img_size=(patch[0] * grid[0], patch[1] * grid[1]),
+        pool=pool,
+        distilled=distilled and pool == "token",
+        reg_tokens=reg_tokens,
+    )
+    assert variant.grid == grid
+    assert variant.patches == grid[0] * grid[1]
+    assert variant.prefix_tokens == reg_tokens + (0 if pool != "token" else 2 if distilled else 1)
+    assert variant.tokens == variant.patches + variant.prefix_tokens
+    assert variant.head_dim == head_dim
+    assert variant.mlp_hidden == 4 * heads * head_dim
+    assert variant.head_input == variant.embed_dim
+    assert replace(variant, distilled=False, representation_size=7).head_input == 7
 
 
 def test_hidden_width_is_rounded_not_cut_off():
@@ -53,84 +147,7 @@ def test_hidden_width_is_rounded_not_cut_off():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_tensor_has_timms_name_and_shape(name):
+def test_the_arguments_of_a_variant_make_it_again(name):
     variant = VARIANTS[name]
-    with torch.device("meta"):
-        ours = create_model(name, num_classes=variant.num_classes, representation_size=0)
-        theirs = TimmViT(
-            img_size=variant.img_size,
-            patch_size=variant.patch_size,
-            embed_dim=variant.embed_dim,
-            depth=variant.depth,
-            num_heads=variant.num_heads,
-            mlp_ratio=variant.mlp_hidden / variant.embed_dim,
-            num_classes=variant.num_classes,
-            weight_init="skip",
-        )
-    assert shapes(ours) == shapes(theirs)
-
-
-def shapes(model):
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("vit_hug_patch14_224", "model.name 'vit_hug_patch14_224' is unknown: did you mean vit_huge_patch14_224 or "),
-        ("resnet", "model.name 'resnet' is unknown: the variants are vit_tiny_patch16_224, "),
-    ],
-)
-def test_unknown_name(name, message):
-    with pytest.raises(ConfigError) as caught:
-        create_model(name, num_classes=10)
-    assert str(caught.value).startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"name": "vit_huge_patch14_224", "img_size": 384},
-            "model.img_size 384 is no multiple of model.patch_size 14: use model.img_size=378 or 392",
-        ),
-        (
-            {"name": "vit_tiny_patch16_224", "img_size": 8},
-            "model.img_size 8 is no multiple of model.patch_size 16: use model.img_size=16",
-        ),
-        (
-            {"name": "vit_tiny_patch16_224", "num_heads": 5},
-            (
-                "model.embed_dim 192 is no multiple of model.num_heads 5: "
-                "use model.embed_dim=190 or 195, or another model.num_heads"
-            ),
-        ),
-    ],
-)
-def test_shapes_that_do_not_divide(changes, message):
-    with pytest.raises(ConfigError) as caught:
-        create_model(**changes, num_classes=10)
-    assert str(caught.value) == message
-
-
-@given(
-    patch=st.integers(1, 16),
-    grid=st.integers(1, 16),
-    heads=st.integers(1, 8),
-    head_dim=st.integers(1, 16),
-    pool=st.sampled_from(["token", "avg"]),
-)
-def test_derived_sizes(patch, grid, heads, head_dim, pool):
-    variant = Variant(patch, heads * head_dim, depth=1, num_heads=heads, img_size=patch * grid, pool=pool)
-    assert variant.grid == grid
-    assert variant.tokens == grid * grid + (pool == "token")
-    assert variant.tokens - variant.prefix_tokens == grid * grid
-    assert variant.mlp_hidden == 4 * heads * head_dim
-    assert variant.head_input == variant.embed_dim
-    assert replace(variant, representation_size=7).head_input == 7
-
-
-def test_a_change_to_none_keeps_the_variants_own_value():
-    own = VARIANTS["vit_huge_patch14_224_in21k"]
-    assert resolve_variant("vit_huge_patch14_224_in21k", depth=None, representation_size=None) == own
-    assert resolve_variant("vit_huge_patch14_224_in21k", representation_size=0).representation_size == 0
+    assert set(variant.arguments()) == {field.name for field in fields(Variant)}
+    assert Variant(**variant.arguments()) == variant

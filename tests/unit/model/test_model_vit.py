@@ -1,129 +1,163 @@
 import inspect
+import math
+from typing import get_args
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer as TimmViT
+from small_models import OPTIONS, count, images_for, randomise, shapes, tiny
+from timm_twins import TOLERANCE, assert_close, assert_weights_travel_both_ways, outputs, state_for_timm, timm_of_class
 from torch import nn
 
 from vitscale.config import ModelSection
-from vitscale.model import VARIANTS, create_model
+from vitscale.errors import ConfigError
+from vitscale.model import Act, Block, ParallelBlock, Pool, Scheme, create_model, resolve_variant
+from vitscale.model.blocks import LayerScale
+from vitscale.model.heads import AttentionPool
 
-TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 4}
-
-
-def tiny(**arguments):
-    return create_model("vit_tiny_patch16_224", **{"num_classes": 7, **TINY, **arguments})
-
-
-def randomise(model, seed=0):
-    """Give every tensor values that tell it from every other, the norms and the zero head too."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        mean = 1.0 if name.endswith("weight") and "norm" in name else 0.0
-        parameter.data.normal_(mean, 0.05, generator=generator)
-    return model.eval()
+# timm's class has no such thing, or the same under options that another test compares.
+NOT_TIMMS = {"distilled with registers", "SwiGLU with map", "ResNet root", "ResNet stem"}
+LIKE_TIMMS = {
+    name: options
+    for name, options in OPTIONS.items()
+    if name not in NOT_TIMMS and not {"representation_size", "weight_init"} & set(options)
+}
+SERIAL = {name: options for name, options in LIKE_TIMMS.items() if not options.get("parallel")}
+PARALLEL = {name: options for name, options in LIKE_TIMMS.items() if options.get("parallel")}
 
 
-def timm_twin(model, **arguments):
-    """timm's model of the same shape, its tensors still unset."""
-    variant = model.variant
+def tiny_on_meta(**options):
     with torch.device("meta"):
-        twin = TimmViT(
-            img_size=variant.img_size,
-            patch_size=variant.patch_size,
-            in_chans=variant.in_chans,
-            embed_dim=variant.embed_dim,
-            depth=variant.depth,
-            num_heads=variant.num_heads,
-            mlp_ratio=variant.mlp_hidden / variant.embed_dim,
-            qkv_bias=variant.qkv_bias,
-            num_classes=variant.num_classes,
-            class_token=variant.pool == "token",
-            global_pool=variant.pool,
-            fc_norm=False,
-            weight_init="skip",
-            **arguments,
-        )
-    return twin.to_empty(device="cpu").eval()
+        return tiny(**options)
 
 
-def images_for(model, batch=2):
-    variant = model.variant
-    shape = (batch, variant.in_chans, variant.img_size, variant.img_size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+def twin_of(model, **arguments):
+    """timm's class with the model's weights."""
+    twin = timm_of_class(model.variant, **arguments)
+    twin.load_state_dict(state_for_timm(model), strict=True, assign=True)
+    return twin
 
 
-def assert_equal_to_timm(model):
-    twin = timm_twin(model)
-    twin.load_state_dict(model.state_dict(), strict=True)
-    assert_same_output(model, twin)
-    randomise(twin, seed=2)
-    model.load_state_dict(twin.state_dict(), strict=True)
-    assert_same_output(model, twin)
+@pytest.mark.parametrize("options", SERIAL.values(), ids=SERIAL)
+def test_every_option_of_timms_class_computes_the_same_with_weights_of_either(options):
+    model = tiny_on_meta(**options).eval()
+    assert_weights_travel_both_ways(model, timm_of_class(model.variant))
 
 
-@torch.no_grad()
-def assert_same_output(model, twin):
-    images = images_for(model)
-    ours, theirs = model.forward_features(images), twin.forward_features(images)
-    assert (ours - theirs).abs().max().item() <= 1e-5
-    ours, theirs = model.forward_head(ours), twin.forward_head(theirs)
-    assert theirs.std() > 0.01  # the comparison is not one of zeros
-    assert (ours - theirs).abs().max().item() <= 1e-5
+@pytest.mark.parametrize("options", PARALLEL.values(), ids=PARALLEL)
+def test_parallel_blocks_compute_what_timms_do(options):
+    model = randomise(tiny(**options))
+    twin = twin_of(model)
+    assert count(twin) == count(model)
+    assert_close(outputs(model, images_for(model)), outputs(twin, images_for(model)))
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_224"])
-def test_logits_equal_timms_at_full_size(name):
-    with torch.device("meta"):
-        model = create_model(name, num_classes=1000)
-    assert_equal_to_timm(randomise(model.to_empty(device="cpu")))
-
-
-@pytest.mark.parametrize("pool", ["token", "avg"])
-@pytest.mark.parametrize("name", ["vit_huge_patch14_224", "vit_giant_patch14_224", "vit_gigantic_patch14_224"])
-def test_logits_equal_timms_at_reduced_depth(name, pool):
-    assert_equal_to_timm(randomise(create_model(name, num_classes=13, depth=1, img_size=42, pool=pool)))
-
-
-@pytest.mark.parametrize("arguments", [{"pool": "avg"}, {"qkv_bias": False}, {"in_chans": 1}, {"mlp_ratio": 2.5}])
-def test_logits_equal_timms_with(arguments):
-    assert_equal_to_timm(randomise(tiny(**arguments)))
-
-
-def test_training_output_equals_timms_with_dropout_and_drop_path():
-    model = randomise(tiny(drop_rate=0.2, drop_path_rate=0.5)).train()
-    twin = timm_twin(model, pos_drop_rate=0.2, proj_drop_rate=0.2, drop_path_rate=0.5).train()
-    twin.load_state_dict(model.state_dict(), strict=True)
+@pytest.mark.parametrize("pool", ["token", "avg", "map"])
+def test_training_output_equals_timms_with_dropout_and_drop_path(pool):
+    model = randomise(tiny(pool=pool, drop_rate=0.2, drop_path_rate=0.5)).train()
+    twin = twin_of(model, pos_drop_rate=0.2, proj_drop_rate=0.2, drop_path_rate=0.5).train()
     images = images_for(model, batch=8)
     torch.manual_seed(3)
     expected = twin(images)
     torch.manual_seed(3)
-    assert (model(images) - expected).abs().max().item() <= 1e-5
+    assert (model(images) - expected).abs().max().item() <= TOLERANCE
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
-def test_representation_head_on_timms_features_in_float64(pool):
-    model = randomise(tiny(representation_size=20, pool=pool))
-    twin = timm_twin(model)
-    state = model.state_dict()
-    twin.load_state_dict({k: v for k, v in state.items() if not k.startswith(("pre_logits.", "head."))}, strict=False)
+@pytest.mark.parametrize("num_classes", [7, 0])
+@torch.no_grad()
+def test_a_distilled_model_gives_both_logits_in_training_and_their_mean_in_evaluation(num_classes):
+    model = randomise(tiny(distilled=True, num_classes=num_classes))
+    twin = twin_of(model)
+    twin.set_distilled_training(True)
     images = images_for(model)
-    with torch.no_grad():
-        tokens = twin.double().forward_features(images.double())
-        pooled = tokens[:, 0] if pool == "token" else tokens.mean(1)
-        hidden = pooled @ state["pre_logits.fc.weight"].double().T + state["pre_logits.fc.bias"].double()
-        expected = torch.tanh(hidden) @ state["head.weight"].double().T + state["head.bias"].double()
-        assert (model(images).double() - expected).abs().max().item() <= 1e-5
-        without_head = randomise(tiny(representation_size=20, pool=pool, num_classes=0))
-        without_head.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")}, strict=True)
-        assert (without_head(images).double() - torch.tanh(hidden)).abs().max().item() <= 1e-5
+    by_label, by_teacher = model.train()(images)
+    for ours, theirs in zip((by_label, by_teacher), twin.train()(images), strict=True):
+        assert (ours - theirs).abs().max().item() <= TOLERANCE
+    assert (by_label - by_teacher).abs().max() > 0.01
+    assert torch.equal(model.eval()(images), (by_label + by_teacher) / 2)
 
 
+@pytest.mark.parametrize("options", [{}, {"pool": "avg", "reg_tokens": 2}, {"pool": "map"}])
+@torch.no_grad()
+def test_representation_head_on_timms_features_in_float64(options):
+    model = randomise(tiny(representation_size=20, **options))
+    state = model.state_dict()
+    twin = timm_of_class(tiny_on_meta(num_classes=0, **options).variant)
+    twin.load_state_dict(
+        {k: v for k, v in state.items() if not k.startswith(("pre_logits.", "head."))}, strict=True, assign=True
+    )
+    images = images_for(model)
+    pooled = twin.double()(images.double())
+    hidden = pooled @ state["pre_logits.fc.weight"].double().T + state["pre_logits.fc.bias"].double()
+    expected = torch.tanh(hidden) @ state["head.weight"].double().T + state["head.bias"].double()
+    assert (model(images).double() - expected).abs().max().item() <= 1e-5
+    without_head = tiny(representation_size=20, num_classes=0, **options).eval()
+    without_head.load_state_dict({k: v for k, v in state.items() if not k.startswith("head.")}, strict=True)
+    assert (without_head(images).double() - torch.tanh(hidden)).abs().max().item() <= 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"reg_tokens": 2}, {"distilled": True}, {"pool": "avg", "img_size": (32, 16)}])
+@pytest.mark.parametrize("n", [1, 3, [2, 0], (-3, 1, 1)], ids=str)
+@pytest.mark.parametrize("reshape", [False, True])
+@pytest.mark.parametrize("norm", [False, True])
+@torch.no_grad()
+def test_intermediate_layers_equal_timms(options, n, reshape, norm):
+    model = randomise(tiny(**options))
+    twin, images = twin_of(model), images_for(model)
+    ours = model.get_intermediate_layers(images, n, reshape=reshape, norm=norm)
+    theirs = twin.get_intermediate_layers(images, n, reshape=reshape, norm=norm)
+    assert len(ours) == len(theirs) > 0
+    for layer, expected in zip(ours, theirs, strict=True):
+        assert layer.shape == expected.shape
+        assert (layer - expected).abs().max().item() <= TOLERANCE
+    with_prefix = model.get_intermediate_layers(images, n, reshape=reshape, norm=norm, return_prefix_tokens=True)
+    expected = twin.get_intermediate_layers(images, n, reshape=reshape, norm=norm, return_prefix_tokens=True)
+    for (layer, prefix), same, theirs in zip(with_prefix, ours, expected, strict=True):
+        assert torch.equal(layer, same)
+        # A model of timm without such tokens gives the patches alone.
+        expected_prefix = theirs[1] if model.variant.prefix_tokens else torch.empty(2, 0, 48)
+        torch.testing.assert_close(prefix, expected_prefix, rtol=0, atol=TOLERANCE)
+
+
+def test_the_last_intermediate_layer_is_what_the_head_reads():
+    model = randomise(tiny())
+    images = images_for(model)
+    [(patches, prefix)] = model.get_intermediate_layers(images, norm=True, return_prefix_tokens=True)
+    assert torch.equal(torch.cat([prefix, patches], dim=1), model.forward_features(images))
+
+
+def test_blocks_behind_the_last_wanted_one_are_not_computed():
+    model = randomise(tiny())
+    computed = []
+    for index, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, index=index: computed.append(index))
+    model.get_intermediate_layers(images_for(model), [1, 0])
+    assert computed == [0, 1]
+    assert model.get_intermediate_layers(images_for(model), []) == []
+    assert computed == [0, 1]
+
+
+@pytest.mark.parametrize("n", [4, 6, 7, 0, -1, [3], [0, -4]])
+def test_blocks_that_are_not_there_are_refused(n):
+    model = tiny()
+    with pytest.raises(ConfigError) as caught:
+        model.get_intermediate_layers(images_for(model), n)
+    assert str(caught.value) == (f"get_intermediate_layers: n={n} asks for blocks that are not there: the model has 3")
+
+
+def norms_of(model):
+    return [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+
+
+def stages_of(model):
+    return model.patch_embed.backbone.stages if model.patch_embed.backbone else ()
+
+
+DISTILLED = ["dist_token", "head_dist.weight", "head_dist.bias"]
 # For each argument of create_model: a value that differs from the default, and what the model shows of it.
 ARGUMENTS = {
     "name": ("vit_small_patch16_224", lambda model: model.patch_embed.proj.out_channels, 384),
     "num_classes": (5, lambda model: model.head.out_features, 5),
-    "img_size": (48, lambda model: model.pos_embed.shape[1], 10),
+    "img_size": (48, lambda model: model.pos_embed.shape[1], 145),
     "in_chans": (4, lambda model: model.patch_embed.proj.in_channels, 4),
     "patch_size": (8, lambda model: model.patch_embed.proj.kernel_size, (8, 8)),
     "embed_dim": (96, lambda model: model.blocks[0].attn.qkv.in_features, 96),
@@ -133,6 +167,16 @@ ARGUMENTS = {
     "representation_size": (31, lambda model: (model.pre_logits.fc.out_features, model.head.in_features), (31, 31)),
     "pool": ("avg", lambda model: model.cls_token, None),
     "qkv_bias": (False, lambda model: model.blocks[0].attn.qkv.bias, None),
+    "distilled": (True, lambda model: [name for name, _ in model.named_parameters() if "dist" in name], DISTILLED),
+    "reg_tokens": (3, lambda model: getattr(model.reg_token, "shape", None), (1, 3, 192)),
+    "layer_scale": (0.25, lambda model: {m.gamma[0].item() for m in model.modules() if type(m) is LayerScale}, {0.25}),
+    "qk_norm": (True, lambda model: getattr(model.blocks[0].attn.q_norm, "normalized_shape", None), (64,)),
+    "parallel": (True, lambda model: {type(block) for block in model.blocks}, {ParallelBlock}),
+    "act": ("gelu_tanh", lambda model: {block.mlp.act for block in model.blocks}, {"gelu_tanh"}),
+    "norm_bias": (False, lambda model: {m.bias is None for m in norms_of(model)}, {True}),
+    "norm_eps": (1e-3, lambda model: {m.eps for m in norms_of(model)}, {1e-3}),
+    "stem": ([1, 2], lambda model: [len(stage.blocks) for stage in stages_of(model)], [1, 2]),
+    "weight_init": ("trunc_normal", lambda model: bool(model.head.weight.any()), True),
     "drop_rate": (0.3, lambda model: {m.p for m in model.modules() if isinstance(m, nn.Dropout)}, {0.3}),
     "drop_path_rate": (0.4, lambda model: model.blocks[-1].drop_path.rate, 0.4),
     "head_bias_init": (-10.0, lambda model: set(model.head.bias.tolist()), {-10.0}),
@@ -142,7 +186,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("argument", inspect.signature(create_model).parameters)
 def test_every_argument_reaches_the_module(argument):
     value, shown, expected = ARGUMENTS[argument]
-    plain = {"name": "vit_tiny_patch16_224", "num_classes": 7}
+    plain = {"name": "vit_tiny_patch16_224", "num_classes": 7, "img_size": 128, "patch_size": 4, "depth": 3}
     changed = create_model(**{**plain, argument: value})
     assert shown(changed) == expected
     if argument != "representation_size":  # a model without one has nothing to show
@@ -152,27 +196,29 @@ def test_every_argument_reaches_the_module(argument):
 def test_the_configs_model_section_is_the_factorys_arguments():
     section = ModelSection(name="vit_tiny_patch16_224", num_classes=7)
     own = inspect.signature(create_model).parameters
-    assert {name: own[name].default for name in ModelSection.model_fields if name not in {"name", "num_classes"}} == {
-        name: value for name, value in section.model_dump().items() if name not in {"name", "num_classes"}
-    }
+    required = {"name", "num_classes"}
+    defaults = {name: field.default for name, field in ModelSection.model_fields.items() if name not in required}
+    assert {name: own[name].default for name in defaults} == defaults
     assert set(own) - set(ModelSection.model_fields) == {"head_bias_init"}  # the loss decides it
+    assert create_model(**section.model_dump()).variant == resolve_variant("vit_tiny_patch16_224", num_classes=7)
 
 
-def test_drop_path_grows_linearly_from_zero():
-    assert [block.drop_path.rate for block in tiny(drop_path_rate=0.3).blocks] == [0.0, 0.15, 0.3]
-    assert [block.drop_path.rate for block in tiny(drop_path_rate=0.3, depth=1).blocks] == [0.0]
+@pytest.mark.parametrize(("field", "kind"), [("pool", Pool), ("act", Act), ("weight_init", Scheme)])
+def test_the_config_lets_through_the_choices_that_the_model_has(field, kind):
+    annotation = ModelSection.model_fields[field].annotation
+    choices = {choice for part in get_args(annotation) for choice in get_args(part) or (part,)} - {type(None)}
+    assert choices == set(get_args(kind))
 
 
-def test_token_and_position_embedding_start():
-    torch.manual_seed(0)
-    model = create_model("vit_tiny_patch16_224", num_classes=7)
-    assert not model.cls_token.any()
-    # 37,824 draws: five times the relative error of the deviation.
-    assert abs(model.pos_embed.std().item() / 0.02 - 1) < 5 / (2 * model.pos_embed.numel()) ** 0.5
-    assert not model.head.weight.any()
+@pytest.mark.parametrize("kind", [Block, ParallelBlock])
+def test_drop_path_grows_linearly_from_zero(kind):
+    parallel = kind is ParallelBlock
+    assert [block.drop_path.rate for block in tiny(drop_path_rate=0.3, parallel=parallel).blocks] == [0.0, 0.15, 0.3]
+    assert [block.drop_path.rate for block in tiny(drop_path_rate=0.3, depth=1, parallel=parallel).blocks] == [0.0]
 
 
-def test_no_parameter_is_written_after_its_module_is_built(monkeypatch):
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_no_parameter_is_written_after_its_module_is_built(options, monkeypatch):
     """ZeRO stage 3 takes the parameters away as soon as the module's `__init__` returns."""
     built = []
 
@@ -186,33 +232,35 @@ def test_no_parameter_is_written_after_its_module_is_built(monkeypatch):
 
         monkeypatch.setattr(cls, "__init__", watched)
 
-    for cls in {type(module) for module in tiny(representation_size=20).modules()}:
+    for cls in {type(module) for module in tiny(**options).modules()}:
         watch(cls)
-    model = tiny(representation_size=20, head_bias_init=-10.0)
+    model = tiny(**{"head_bias_init": -10.0, **options})
     assert {id(p) for p, _, _ in built} == {id(p) for p in model.parameters()}
     assert all(p._version == version and torch.equal(p, value) for p, version, value in built)
 
 
-def test_a_meta_model_has_the_same_tensors_and_no_memory():
-    with torch.device("meta"):
-        model = tiny(representation_size=20, drop_path_rate=0.1)
-    assert all(parameter.is_meta for parameter in model.parameters())
-    expected = {name: tensor.shape for name, tensor in tiny(representation_size=20).state_dict().items()}
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == expected
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_meta_model_has_the_same_tensors_and_no_memory(options):
+    model = tiny_on_meta(**options, drop_path_rate=0.1)
+    assert all(tensor.is_meta for tensor in model.state_dict().values())
+    assert shapes(model) == shapes(tiny(**options))
+    assert {name for name, _ in model.named_parameters()} == set(model.state_dict())  # no buffers to go stale
 
 
-def test_the_seed_decides_every_weight():
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_the_seed_decides_every_weight(options):
     def state(seed):
         torch.manual_seed(seed)
-        return tiny(representation_size=20).state_dict()
+        return tiny(**options).state_dict()
 
     first, again, other = state(0), state(0), state(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
 
 
-def test_activation_checkpointing_keeps_gradients_bitwise_and_recomputes():
-    model = randomise(tiny(drop_rate=0.2, drop_path_rate=0.5)).train()
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_activation_checkpointing_keeps_gradients_bitwise_and_recomputes(options):
+    model = randomise(tiny(drop_rate=0.2, drop_path_rate=0.5, **options)).train()
     images = images_for(model, batch=8)
     calls = []
     # The recomputation stops at the last tensor that is needed, before a block's forward ends.
@@ -223,7 +271,9 @@ def test_activation_checkpointing_keeps_gradients_bitwise_and_recomputes():
         model.zero_grad()
         calls.clear()
         torch.manual_seed(3)
-        model(images).square().sum().backward()
+        outputs = model(images)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        sum(output.square().sum() for output in outputs).backward()
         return [parameter.grad.clone() for parameter in model.parameters()], len(calls)
 
     kept, kept_calls = gradients(False)
@@ -231,6 +281,17 @@ def test_activation_checkpointing_keeps_gradients_bitwise_and_recomputes():
     assert (kept_calls, recomputed_calls) == (1, 2)
     assert all(grad.any() for grad in kept)
     assert all(torch.equal(a, b) for a, b in zip(kept, recomputed, strict=True))
+
+
+def test_evaluation_recomputes_nothing():
+    model = randomise(tiny())
+    images, calls = images_for(model), []
+    expected = model(images)
+    model.blocks[1].register_forward_pre_hook(lambda *_: calls.append(1))
+    model.activation_checkpointing = True
+    with torch.no_grad():
+        assert torch.equal(model(images), expected)
+    assert calls == [1]
 
 
 @pytest.mark.parametrize(
@@ -254,6 +315,35 @@ def test_reset_classifier(representation_size, kept, inputs):
     assert torch.equal(model(images_for(model).double()), after["head.bias"].expand(2, 3))
 
 
+def test_reset_classifier_puts_a_representation_layer_where_there_was_none():
+    model = tiny(pool="map")
+    model.reset_classifier(3, representation_size=30)
+    assert shapes(model) == shapes(tiny(pool="map", num_classes=3, representation_size=30))
+    assert model(images_for(model)).shape == (2, 3)
+
+
+def test_reset_classifier_gives_a_distilled_model_two_fresh_heads():
+    model = randomise(tiny(distilled=True, weight_init="jax_nlhb")).double()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.reset_classifier(3)
+    for head in model.get_classifier():
+        assert head.weight.shape == (3, 48)
+        assert not head.weight.any()
+        assert torch.equal(head.bias, torch.full((3,), -math.log(3)).double())
+    assert model.head is not model.head_dist
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items() if "head" not in name)
+    assert [logits.shape for logits in model.train()(images_for(model).double())] == [(2, 3), (2, 3)]
+
+
+def test_reset_classifier_leaves_a_distilled_model_as_it_was_if_it_cannot_be():
+    model = tiny(distilled=True)
+    before = model.variant
+    with pytest.raises(ConfigError, match=r"^model\.representation_size 20 does not go with model.distilled"):
+        model.reset_classifier(3, representation_size=20)
+    assert model.variant == before
+    assert shapes(model) == shapes(tiny(distilled=True))
+
+
 def test_reset_classifier_to_no_head():
     model = randomise(tiny())
     images = images_for(model)
@@ -262,27 +352,61 @@ def test_reset_classifier_to_no_head():
     assert torch.equal(model(images), model.forward_features(images)[:, 0])
 
 
-def test_get_classifier_is_the_head():
+def test_reset_classifier_to_no_head_of_a_distilled_model():
+    model = randomise(tiny(distilled=True))
+    images = images_for(model)
+    model.reset_classifier(0)
+    assert [type(head) for head in model.get_classifier()] == [nn.Identity, nn.Identity]
+    features = model.forward_features(images)
+    assert torch.equal(model(images), (features[:, 0] + features[:, 1]) / 2)
+
+
+def test_get_classifier_is_the_head_or_of_a_distilled_model_both():
     model = tiny()
     assert model.get_classifier() is model.head
+    model = tiny(distilled=True)
+    assert isinstance(model.get_classifier(), tuple)
+    label, teacher = model.get_classifier()
+    assert (label is model.head, teacher is model.head_dist) == (True, True)
 
 
-def test_forward_is_head_of_features():
-    model = randomise(tiny())
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("training", [False, True])
+@torch.no_grad()
+def test_forward_is_head_of_features(options, training):
+    model = randomise(tiny(**options)).train(training)
     images = images_for(model)
-    assert torch.equal(model(images), model.forward_head(model.forward_features(images)))
+    features = model.forward_features(images)
+    assert features.shape == (2, model.variant.tokens, 48)
+    torch.testing.assert_close(model(images), model.forward_head(features), rtol=0, atol=0)
 
 
-def test_no_weight_decay_names_parameters_of_the_model():
-    model = tiny()
-    assert model.no_weight_decay() == {"pos_embed", "cls_token"}
-    assert model.no_weight_decay() <= {name for name, _ in model.named_parameters()}
+def test_registers_are_never_pooled():
+    for pool in ("token", "avg", "map"):
+        model = randomise(tiny(pool=pool, reg_tokens=3))
+        tokens = torch.randn(2, model.variant.tokens, 48)
+        others = tokens.clone()
+        first = 1 if pool == "token" else 0
+        others[:, first : first + 3] += 1.0
+        assert torch.equal(model.pool(tokens), model.pool(others))
+        others[:, 0 if pool == "token" else -1] += 1.0
+        assert not torch.equal(model.pool(tokens), model.pool(others))
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_classifies_images_of_its_own_size(name):
-    variant = VARIANTS[name]
-    with torch.device("meta"):
-        model = create_model(name, num_classes=variant.num_classes, depth=1)
-        assert model(torch.empty(2, 3, variant.img_size, variant.img_size)).shape == (2, variant.num_classes)
-        assert create_model(name, num_classes=variant.num_classes).variant == variant
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_no_weight_decay_names_parameters_of_the_model(options):
+    model = tiny(**options)
+    expected = {"pos_embed"}
+    expected |= {"cls_token"} if model.variant.pool == "token" else set()
+    expected |= {"dist_token"} if model.variant.distilled else set()
+    expected |= {"reg_token"} if model.variant.reg_tokens else set()
+    expected |= {"attn_pool.latent"} if model.variant.pool == "map" else set()
+    assert model.no_weight_decay() == expected
+    assert expected <= {name for name, _ in model.named_parameters()}
+
+
+def test_the_parts_of_a_model_are_found_by_their_names():
+    model = tiny(pool="map", parallel=True)
+    assert all(type(block) is ParallelBlock for block in model.blocks)
+    assert type(model.attn_pool) is AttentionPool
+    assert (model.cls_token, model.dist_token, model.reg_token, model.head_dist) == (None, None, None, None)
