@@ -11,8 +11,10 @@ _PUBLIC = {
     "load_config": "vitscale.config",
     "create_model": "vitscale.model",
     "VisionTransformer": "vitscale.model",
-    "load_exported": "vitscale.checkpoint",
     "export_model": "vitscale.checkpoint",
+    "load_pretrained": "vitscale.checkpoint",
+    "read_portable": "vitscale.checkpoint",
+    "write_portable": "vitscale.checkpoint",
     "run_training": "vitscale.train",
 }
 

@@ -7,7 +7,7 @@ import torch
 from distributed_runner import run_distributed_test
 from engine_cases import build, load, manifest_of, micro_batches, micro_model, save, train
 
-from vitscale.checkpoint import assemble_weights
+from vitscale.checkpoint import stored_weights
 from vitscale.engine import MASTER
 
 STAGES = (0, 1, 2, 3)
@@ -68,7 +68,7 @@ def test_state_resumes_bitwise_and_travels_between_stages_and_world_sizes(tmp_pa
     images, _ = next(micro_batches(0, 0, 1))
     for stage in STAGES:
         model = micro_model().eval()
-        model.load_state_dict(assemble_weights(tmp_path / f"stage{stage}", manifest_of(2, 4)))
+        model.load_state_dict(stored_weights(tmp_path / f"stage{stage}", manifest_of(2, 4)))
         with torch.no_grad():
             torch.testing.assert_close(model(images), saved[0][stage][3], rtol=0, atol=1e-6)
 

@@ -1,5 +1,16 @@
-"""Benchmarks that docs/benchmarks records: ratios of two things measured in one run."""
+"""Benchmarks that docs/benchmarks records: things measured side by side in one run."""
 
 from vitscale.bench.engines import EngineTimes, compare_engines
+from vitscale.bench.export import ExportCost, measure_export, write_checkpoint
+from vitscale.bench.formats import OTHERS, FormatResult, compare_formats
 
-__all__ = ["EngineTimes", "compare_engines"]
+__all__ = [
+    "OTHERS",
+    "EngineTimes",
+    "ExportCost",
+    "FormatResult",
+    "compare_engines",
+    "compare_formats",
+    "measure_export",
+    "write_checkpoint",
+]

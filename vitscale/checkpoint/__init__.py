@@ -1,28 +1,44 @@
-"""Checkpoints that exist whole or not at all, portable training state, and exported models."""
+"""Checkpoints that exist whole or not at all, portable training state, and models in every format that others read."""
 
-from vitscale.checkpoint.exported import CARD_NAME, WEIGHTS_NAME, Card, export_model, load_exported, read_card
+from vitscale.checkpoint.adaptation import adapt_to, check_trunk, load_into, without_head
+from vitscale.checkpoint.certificate import CERTIFICATE_NAME, Certificate
+from vitscale.checkpoint.export import ExportOptions, export_model, write_portable
+from vitscale.checkpoint.formats import FORMATS, WRITTEN, Hints, read_portable
 from vitscale.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest, write_manifest
-from vitscale.checkpoint.state import assemble_weights, rank_file_name, read_fragments, write_fragments
+from vitscale.checkpoint.portable import Origin, PortableModel, parameter_shapes
+from vitscale.checkpoint.pretrained import load_pretrained
+from vitscale.checkpoint.state import rank_file_name, read_fragments, stored_weights, write_fragments
 from vitscale.checkpoint.store import CheckpointStore, locate, record_file, tag_of
 
 __all__ = [
-    "CARD_NAME",
+    "CERTIFICATE_NAME",
+    "FORMATS",
     "MANIFEST_NAME",
-    "WEIGHTS_NAME",
-    "Card",
+    "WRITTEN",
+    "Certificate",
     "CheckpointStore",
+    "ExportOptions",
     "FileRecord",
+    "Hints",
     "Manifest",
-    "assemble_weights",
+    "Origin",
+    "PortableModel",
+    "adapt_to",
+    "check_trunk",
     "export_model",
-    "load_exported",
+    "load_into",
+    "load_pretrained",
     "locate",
+    "parameter_shapes",
     "rank_file_name",
-    "read_card",
     "read_fragments",
     "read_manifest",
+    "read_portable",
     "record_file",
+    "stored_weights",
     "tag_of",
+    "without_head",
     "write_fragments",
     "write_manifest",
+    "write_portable",
 ]

@@ -5,6 +5,7 @@ flattened parameter that starts at `offset`, and which value it is (the fp32 `ma
 optimizer's moments).
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vitscale.checkpoint.manifest import Manifest
+from vitscale.checkpoint.portable import LazyWeights
 from vitscale.engine import MASTER, Fragment
 from vitscale.errors import CheckpointError
 
@@ -57,19 +59,29 @@ def read_fragments(fragments: Sequence[Fragment], directory: Path, manifest: Man
             _fill(value, fragment.offset, runs[fragment.name, key], f"{fragment.name} ({key})", directory)
 
 
-def assemble_weights(directory: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The whole fp32 weights of a checkpoint, by parameter name, without any engine.
+def stored_weights(directory: Path, manifest: Manifest, value: str = MASTER) -> LazyWeights:
+    """The fp32 weights of a checkpoint by parameter name, each put together when it is asked for, without any engine.
+
+    Args:
+        directory: of the tag.
+        manifest: its manifest.
+        value: which of the stored values, such as the weights themselves or their moving average.
 
     Raises:
-        CheckpointError: an element is in no file.
+        CheckpointError: the checkpoint holds no such value; when a tensor is asked for, that an element of it
+            is in no file.
     """
     runs = _index_runs(directory, manifest)
-    weights = {}
-    for name, shape in manifest.shapes.items():
+    if all((name, value) not in runs for name in manifest.shapes):
+        raise CheckpointError(f"{directory}: holds no {value} weights: use --weights raw")
+
+    def whole(name: str) -> Tensor:
+        shape = manifest.shapes[name]
         flat = torch.empty(torch.Size(shape).numel(), dtype=torch.float32)
-        _fill(flat, 0, runs[name, MASTER], name, directory)
-        weights[name] = flat.view(shape)
-    return weights
+        _fill(flat, 0, runs[name, value], f"{name} ({value})", directory)
+        return flat.view(shape)
+
+    return LazyWeights({name: functools.partial(whole, name) for name in manifest.shapes})
 
 
 def _index_runs(directory: Path, manifest: Manifest) -> dict[tuple[str, str], list[_Run]]:

@@ -2,12 +2,15 @@
 
 import platform
 import statistics
+import tempfile
+from pathlib import Path
 
 import click
 import torch
 
 from vitscale import ranks as process_group
-from vitscale.bench import compare_engines
+from vitscale.bench import OTHERS, compare_engines, compare_formats, measure_export, write_checkpoint
+from vitscale.model import TABLE
 
 
 @click.group(name="bench", short_help="Run a benchmark.")
@@ -47,3 +50,54 @@ def engines(model: str, micro_batch: int, zero_stage: int, pairs: int) -> None:
         click.echo(f"deepspeed  median {statistics.median(times.deepspeed_s) * 1e3:8.1f} ms a step")
         low, high = min(times.ratios), max(times.ratios)
         click.echo(f"ratio      median {times.ratio:8.3f}    ({low:.3f} to {high:.3f} over {pairs} alternating pairs)")
+
+
+@command.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--depth", type=click.IntRange(min=1), help="Blocks at most; all if left out.")
+def formats(names: tuple[str, ...], depth: int | None) -> None:
+    """Largest difference between each variant and its exports, read by timm and transformers, in float64.
+
+    \b
+    Examples:
+      vitscale bench formats --depth 2
+      vitscale bench formats vit_small_patch16_224 deit_small_distilled_patch16_224
+    """
+    if unknown := [name for name in names if name not in TABLE]:
+        raise click.BadParameter(f"{unknown[0]}: `vitscale models` lists the names")
+    click.echo(f"| variant | blocks | {' | '.join(OTHERS)} |\n|---|--:|{'---|' * len(OTHERS)}")
+    cells: list[str] = []
+    for found in compare_formats(names or tuple(TABLE), depth):
+        cells.append("no" if found.difference is None else f"{found.difference:.1e} {found.compared}")
+        if len(cells) == len(OTHERS):
+            click.echo(f"| {found.name} | {found.depth} | {' | '.join(cells)} |")
+            cells.clear()
+
+
+@command.command()
+@click.option("--model", default="vit_huge_patch14_224_in21k", show_default=True, help="Variant to export.")
+@click.option("--ranks", default=8, show_default=True, type=click.IntRange(min=1), help="Ranks that saved it.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where to work; a temporary folder if left out.")
+def export(model: str, ranks: int, folder: Path | None) -> None:
+    """Time and peak memory of exporting a training checkpoint, above the interpreter, by format.
+
+    \b
+    Example:
+      vitscale bench export --model vit_huge_patch14_224_in21k
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        run_dir = Path(work) / "run"
+        weights_bytes = write_checkpoint(model, run_dir, ranks)
+        click.echo(
+            f"{model}: {weights_bytes / 1e9:.2f} GB of fp32 weights, saved by {ranks} ranks, torch {torch.__version__}"
+        )
+        click.echo("| format | written, GB | seconds | peak RSS above the interpreter, MB | over fp32 bytes |")
+        click.echo("|---|--:|--:|--:|--:|")
+        headless = TABLE[model].variant.representation_size > 0
+        for format_, precision in (("vitscale", "fp32"), ("vitscale", "bf16"), *((other, "fp32") for other in OTHERS)):
+            features_only = headless and format_ in {"timm", "hf"}
+            cost = measure_export(run_dir, Path(work) / f"{format_}-{precision}", format_, precision, features_only)
+            click.echo(
+                f"| {format_} {precision}{', features' if features_only else ''} | {cost.size_bytes / 1e9:.2f} "
+                f"| {cost.seconds:.1f} | {cost.peak_rss_bytes / 1e6:.0f} | {cost.peak_rss_bytes / weights_bytes:.3f} |"
+            )

@@ -4,6 +4,7 @@ A command's module is imported when that command runs, so that `vitscale --help`
 """
 
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from vitscale.errors import ExitStatus, VitscaleError
 COMMANDS = {
     "train": "Pretrain or fine-tune; resumes by itself from its run directory.",
     "export": "Turn a training checkpoint into a portable model.",
+    "import": "Turn weights of others into ours.",
+    "convert": "Turn one portable model into another.",
     "plan": "Show what a config comes to, without a GPU.",
     "models": "List the model variants.",
     "bench": "Run a benchmark and print its table.",
@@ -23,7 +26,7 @@ COMMANDS = {
 
 
 class _LazyGroup(click.Group):
-    """Commands by name, each in the module vitscale.cli.<name> as the function `command`."""
+    """Commands by name, each in the module vitscale.cli.<name> as the function `command` (`import_` for `import`)."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -31,7 +34,8 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"vitscale.cli.{cmd_name}").command
+        module = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = importlib.import_module(f"vitscale.cli.{module}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,29 +1,108 @@
 """`vitscale models`."""
 
 import click
-import torch
 
-from vitscale.model import VARIANTS, create_model, forward_flops
+from vitscale.model import TABLE, Entry, forward_flops, resolve_variant, train_flops
+from vitscale.planning import activation_bytes, parameter_parts, state_bytes
+
+_COLUMNS = ("name", "px", "patch", "width", "depth", "heads", "hidden", "repr.", "classes", "parameters", "GFLOPs",
+            "weights")  # fmt: skip
+_RANKS = (1, 8, 64)
 
 
 @click.command(name="models", short_help="List the variants.")
-def command() -> None:
-    """List the model variants: shape, parameters and forward FLOPs of one image.
+@click.option("--detail", metavar="NAME", help="All about one variant: parameters by part, FLOPs, memory.")
+@click.option("--markdown", is_flag=True, help="The list as docs/models.md has it.")
+def command(detail: str | None, markdown: bool) -> None:
+    """List the model variants: shape, parameters, forward FLOPs of one image, and whether weights are published.
 
     \b
-    Example:
+    Examples:
       vitscale models
+      vitscale models --detail vit_huge_patch14_224_in21k
     """
-    click.echo(
-        f"{'name':34}{'patch':>6}{'width':>6}{'depth':>6}{'heads':>6}{'hidden':>7}{'repr.':>6}{'classes':>8}"
-        f"{'img px':>7}{'parameters':>15}{'forward GF':>11}"
+    if detail is not None:
+        click.echo("\n".join(_describe(detail)))
+    elif markdown:
+        click.echo("\n".join(markdown_table()))
+    else:
+        rows = [_COLUMNS, *(_row(name, entry) for name, entry in TABLE.items())]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            click.echo("  ".join([row[0].ljust(widths[0]), *numbers]))
+
+
+def markdown_table() -> list[str]:
+    """The table of variants as Markdown lines, each row with its paper and its name in timm."""
+    lines = [
+        f"| {' | '.join(_COLUMNS)} | in timm | shape from |",
+        f"|---|{'--:|' * (len(_COLUMNS) - 1)}---|---|",
+    ]
+    for name, entry in TABLE.items():
+        lines.append(f"| {' | '.join(_row(name, entry))} | {entry.timm_name or ''} | {entry.source} |")
+    return lines
+
+
+def _row(name: str, entry: Entry) -> tuple[str, ...]:
+    variant = entry.variant
+    return (
+        name,
+        _sides(variant.image_px),
+        ("" if variant.stem is None else f"R{list(variant.stem)}+") + _sides(variant.patch_kernel),
+        str(variant.embed_dim),
+        str(variant.depth),
+        str(variant.num_heads),
+        str(variant.mlp_hidden),
+        str(variant.representation_size or ""),
+        str(variant.num_classes),
+        f"{sum(parameter_parts(variant).values()):,}",
+        f"{forward_flops(variant) / 1e9:.2f}",
+        "yes" if entry.weights_url else "",
     )
-    for name, variant in VARIANTS.items():
-        with torch.device("meta"):
-            model = create_model(name, num_classes=variant.num_classes)
-        parameters = sum(p.numel() for p in model.parameters())
-        click.echo(
-            f"{name:34}{variant.patch_size:>6}{variant.embed_dim:>6}{variant.depth:>6}{variant.num_heads:>6}"
-            f"{variant.mlp_hidden:>7}{variant.representation_size:>6}{variant.num_classes:>8}{variant.img_size:>7}"
-            f"{parameters:>15,}{forward_flops(variant) / 1e9:>11.2f}"
-        )
+
+
+def _sides(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
+
+
+def _describe(name: str) -> list[str]:
+    variant = resolve_variant(name)
+    entry = TABLE[name]
+    pixels = entry.preprocessing
+    parts = parameter_parts(variant)
+    total = sum(parts.values())
+    rows, columns = variant.grid
+    options = {
+        "pool": variant.pool, "act": variant.act, "distilled": variant.distilled, "qkv_bias": variant.qkv_bias,
+        "qk_norm": variant.qk_norm, "parallel": variant.parallel, "norm_bias": variant.norm_bias,
+    }  # fmt: skip
+    facts = {
+        "shape from": entry.source,
+        "weights": entry.weights_url or "none published",
+        "in timm": entry.timm_name or "not there",
+        "input": f"{variant.in_chans} x {' x '.join(map(str, variant.image_px))} px, mean {list(pixels.mean)}, "
+        f"std {list(pixels.std)}, crop {pixels.crop}, {pixels.interpolation}",
+        "tokens": f"{variant.tokens} = {rows} x {columns} patches of {_sides(variant.patch_px)} px "
+        f"+ {variant.prefix_tokens} before them",
+        "trunk": f"{variant.depth} blocks of width {variant.embed_dim}, {variant.num_heads} heads of "
+        f"{variant.head_dim}, MLP of {variant.mlp_hidden}",
+        "options": ", ".join(f"{key}={value}" for key, value in options.items()),
+    }
+    lines = [name, *(f"  {what:13}{fact}" for what, fact in facts.items()), ""]
+    lines += [f"  {part:22}{count:>16,}" for part, count in {**parts, "parameters": total}.items()]
+    forward, training = forward_flops(variant) / 1e9, train_flops(variant) / 1e12
+    lines += [
+        "",
+        f"  FLOPs, an image       {forward:.2f} G forward, {training:.4f} T training",
+        f"  weights               {total * 4 / 1e9:.2f} GB fp32, {total * 2 / 1e9:.2f} GB bf16",
+    ]
+    for stage in (1, 2, 3):
+        sizes = (state_bytes(total, world_size=n, zero_stage=stage, precision="bf16").total for n in _RANKS)
+        shown = ", ".join(f"{size / 1e9:.1f} on {n}" for size, n in zip(sizes, _RANKS, strict=True))
+        lines.append(f"  ZeRO {stage} state, a rank   {shown} GPUs (GB, bf16, AdamW)")
+    kept, checkpointed = (activation_bytes(variant, checkpointing=full) for full in (False, True))
+    whole = "not modelled for these blocks" if kept is None else f"{kept / 1e6:.0f} MB"
+    assert checkpointed is not None
+    lines.append(f"  activations, an image {whole}; {checkpointed / 1e6:.0f} MB under full checkpointing (bf16)")
+    return lines

@@ -1,18 +1,17 @@
 """From a config to the parts of a run: datasets, batch split, model, loss, engine, loaders."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from vitscale.checkpoint import Card, load_exported, read_card
+from vitscale.checkpoint import PortableModel, adapt_to, check_trunk, load_into, read_portable
 from vitscale.config import BatchSplit, Config, split_batch, total_steps
 from vitscale.data.index import SplitIndex, open_split
 from vitscale.engine import TrainEngine, create_engine, render_deepspeed_config, resolve_precision
-from vitscale.errors import CheckpointError, ConfigError
+from vitscale.errors import ConfigError
 from vitscale.losses import SIGMOID_HEAD_BIAS, classification_loss
-from vitscale.model import Variant, VisionTransformer, create_model, resample_pos_embed, resolve_variant
+from vitscale.model import Variant, VisionTransformer, create_model, resolve_variant
 from vitscale.optim import build_optimizer
 from vitscale.ranks import Ranks
 
@@ -37,6 +36,7 @@ def draw_blueprint(config: Config, world_size: int, device: torch.device) -> Blu
     """
     split = split_batch(config.batch, world_size)
     variant = _resolve(config)
+    _check_images(variant)
     render_deepspeed_config(
         config.engine, split, config.optim.clip_norm, resolve_precision(config.engine.precision, device)
     )
@@ -54,7 +54,7 @@ def draw_blueprint(config: Config, world_size: int, device: torch.device) -> Blu
             f"{config.data.train.path}: build both from the same list of classes"
         )
     if config.init.path is not None:
-        _check_init(read_card(config.init.path), variant, config)
+        _check_init(config, variant)
     steps = total_steps(config.schedule, split.global_batch, len(train_index))
     return Blueprint(config, train_index, val_index, split, steps, variant)
 
@@ -65,8 +65,7 @@ def build_engine(blueprint: Blueprint, ranks: Ranks) -> tuple[TrainEngine, dict[
     torch.manual_seed(config.run.seed)
     model = build_model(config)
     if config.init.path is not None:
-        card, weights = load_exported(config.init.path)
-        load_initial_weights(model, card, weights)
+        load_initial_weights(model, read_portable(config.init.path), config)
     model.activation_checkpointing = config.engine.activation_checkpointing == "full"
     model.to(ranks.device)
     # Taken here: under ZeRO stage 3 the engine leaves nothing of a parameter's shape.
@@ -86,9 +85,11 @@ def build_engine(blueprint: Blueprint, ranks: Ranks) -> tuple[TrainEngine, dict[
 
 def build_model(config: Config) -> VisionTransformer:
     """The model with fresh weights on the default device, as `torch.device("meta")` may set it."""
+    scheme = config.model.weight_init
     return create_model(
         **model_arguments(config),
-        head_bias_init=SIGMOID_HEAD_BIAS if config.loss.kind == "sigmoid" else 0.0,
+        # Under jax_nlhb the head asks for a bias of its own, which is nearly the same for 21,843 classes.
+        head_bias_init=SIGMOID_HEAD_BIAS if config.loss.kind == "sigmoid" and scheme != "jax_nlhb" else None,
     )
 
 
@@ -105,53 +106,45 @@ def model_arguments(config: Config) -> dict[str, Any]:
 
 def exported_arguments(config: Config) -> dict[str, Any]:
     """Arguments of `create_model` that rebuild the trained model, with every number written out."""
-    shape = asdict(_resolve(config))
-    known = {key: shape[key] for key in model_arguments(config) if key in shape}
-    return {"name": config.model.name, **known}
+    return {"name": config.model.name, **_resolve(config).arguments()}
 
 
-def load_initial_weights(model: VisionTransformer, card: Card, weights: dict[str, Tensor]) -> None:
-    """Copy an exported model's weights into a model with a fresh head.
+def load_initial_weights(model: VisionTransformer, found: PortableModel, config: Config) -> None:
+    """Copy a pretrained model's weights into a model with a fresh head.
 
-    The position embedding is resampled to the model's grid, the representation layer is taken over where the
+    The position embedding is resized to the model's grid, the representation layer is taken over where the
     model has one, and the head stays as it is.
 
     Raises:
-        CheckpointError: the weights are of another architecture.
+        CheckpointError: the weights are of another architecture, or damaged.
     """
-    wanted = {name: p for name, p in model.state_dict().items() if not name.startswith("head.")}
-    found = {name: value for name, value in weights.items() if not name.startswith("head.")}
-    if model.variant.representation_size == 0:
-        found = {name: value for name, value in found.items() if not name.startswith("pre_logits.")}
-    if found.keys() != wanted.keys():
-        odd = sorted(found.keys() ^ wanted.keys())
-        raise CheckpointError(f"init.path: the exported {card.model['name']} and the model differ in {odd[0]}")
-    found["pos_embed"] = resample_pos_embed(found["pos_embed"], model.variant.grid, model.variant.prefix_tokens)
-    with torch.no_grad():
-        for name, target in wanted.items():
-            if found[name].shape != target.shape:
-                raise CheckpointError(
-                    f"init.path: {name} has shape {list(found[name].shape)} in the exported {card.model['name']}, "
-                    f"the model wants {list(target.shape)}"
-                )
-            target.copy_(found[name])
+    headless = replace(model.variant, num_classes=0)
+    load_into(model, adapt_to(found, headless, config.init.pos_embed))
 
 
 def _resolve(config: Config) -> Variant:
     arguments = model_arguments(config)
-    del arguments["drop_rate"], arguments["drop_path_rate"]
+    for key in ("drop_rate", "drop_path_rate", "weight_init"):
+        del arguments[key]
     return resolve_variant(arguments.pop("name"), **arguments)
 
 
-def _check_init(card: Card, variant: Variant, config: Config) -> None:
-    if config.init.representation == "keep" and card.representation_size != variant.representation_size:
+def _check_init(config: Config, variant: Variant) -> None:
+    assert config.init.path is not None
+    found = read_portable(config.init.path)
+    if config.init.representation == "keep" and found.variant.representation_size != variant.representation_size:
+        size = found.variant.representation_size
         raise ConfigError(
-            f"init.representation=keep: {config.init.path} has a representation layer of {card.representation_size}, "
-            f"the model of {variant.representation_size}: set model.representation_size={card.representation_size}"
+            f"init.representation=keep: {config.init.path} has a representation layer of {size}, "
+            f"the model of {variant.representation_size}: set model.representation_size={size}"
         )
-    for key in ("patch_size", "embed_dim", "depth", "num_heads", "pool", "in_chans", "qkv_bias"):
-        if card.model[key] != getattr(variant, key):
-            raise ConfigError(
-                f"init.path {config.init.path} has {key} {card.model[key]}, the model {getattr(variant, key)}: "
-                f"set model.{key}={card.model[key]}"
-            )
+    check_trunk(found, variant)
+
+
+def _check_images(variant: Variant) -> None:
+    """The loaders make square RGB images."""
+    if variant.in_chans != 3:
+        raise ConfigError(f"model.in_chans {variant.in_chans}: shards hold RGB images: use model.in_chans=3")
+    height, width = variant.image_px
+    if height != width:
+        raise ConfigError(f"model.img_size [{height}, {width}]: the loaders crop squares: give one number")

@@ -121,7 +121,7 @@ class Trainer:
             blueprint.train_index,
             config.data,
             seed=config.run.seed,
-            img_size=blueprint.variant.img_size,
+            img_size=blueprint.variant.image_px[0],
             split=blueprint.split,
             rank=ranks.rank,
             start_position=self.progress.step * blueprint.split.global_batch,
@@ -248,7 +248,7 @@ def open_eval_loader(blueprint: Blueprint, ranks: Ranks) -> EvalLoader | None:
     return EvalLoader(
         blueprint.val_index,
         blueprint.config.data,
-        img_size=blueprint.variant.img_size,
+        img_size=blueprint.variant.image_px[0],
         micro_batch=blueprint.config.eval.micro_batch,
         rank=ranks.rank,
         world_size=ranks.world_size,

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitscale.checkpoint import Manifest, assemble_weights, rank_file_name, read_fragments, write_fragments
+from vitscale.checkpoint import Manifest, rank_file_name, read_fragments, stored_weights, write_fragments
 from vitscale.engine import MASTER, Fragment
 from vitscale.errors import CheckpointError
 
@@ -61,7 +61,7 @@ def test_any_partition_is_read_into_any_other(tmp_path_factory, saved, loaded):
         read_fragments(wanted, directory, manifest(len(ranks)))
         for got, want in zip(wanted, expected, strict=True):
             assert all(torch.equal(got.values[key], want.values[key]) for key in want.values)
-    whole = assemble_weights(directory, manifest(len(ranks)))
+    whole = stored_weights(directory, manifest(len(ranks)))
     assert {name: list(t.shape) for name, t in whole.items()} == SHAPES
     assert all(torch.equal(whole[name].view(-1), values[name][MASTER]) for name in SHAPES)
 
@@ -76,4 +76,18 @@ def test_replicas_are_written_once(tmp_path):
 def test_a_file_that_is_no_safetensors_is_named(tmp_path):
     (tmp_path / rank_file_name(0)).write_bytes(b"no")
     with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors: not a readable safetensors file"):
-        assemble_weights(tmp_path, manifest(1))
+        stored_weights(tmp_path, manifest(1))
+
+
+def test_values_that_were_never_stored_are_missed_by_name(tmp_path):
+    write_fragments(cut(truth(), [])[0], tmp_path / rank_file_name(0))
+    with pytest.raises(CheckpointError, match="holds no ema weights: use --weights raw"):
+        stored_weights(tmp_path, manifest(1), "ema")
+
+
+def test_a_stored_average_is_read_in_place_of_the_weights(tmp_path):
+    values = truth()
+    average = {name: {"ema": value[MASTER] / 2} | value for name, value in values.items()}
+    write_fragments(cut(average, [])[0], tmp_path / rank_file_name(0))
+    found = stored_weights(tmp_path, manifest(1), "ema")
+    assert all(torch.equal(found[name].view(-1), values[name][MASTER] / 2) for name in SHAPES)

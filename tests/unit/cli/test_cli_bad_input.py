@@ -40,6 +40,8 @@ def refused(*words: object) -> str:
         ("model.name=vit_enormous_patch14", "vit_enormous_patch14"),
         ("model.num_classes=5", "set model.num_classes=3"),
         ("model.img_size=17", "use model.img_size=16 or 24"),
+        ("model.img_size=[16,32]", "the loaders crop squares: give one number"),
+        ("model.in_chans=1", "use model.in_chans=3"),
         ("data.train.split=test", "it has train, val"),
         ("data.train.path=nowhere", "nowhere"),
         ("init.path=nowhere", "nowhere"),
@@ -109,7 +111,7 @@ def test_help_answers_without_torch_and_shows_examples():
     listing = "\n".join([*lines, "except SystemExit: print('torch' in sys.modules)"])
     result = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, cwd=REPOSITORY, check=True)
     assert result.stdout.strip().endswith("False")
-    for command in ("train", "export", "plan", "models", "bench"):
+    for command in ("train", "export", "import", "convert", "plan", "models", "bench"):
         result = vitscale(command, "--help")
         assert result.returncode == 0
         assert "Example" in result.stdout

@@ -1,0 +1,90 @@
+"""Files of weights without a config, read only: DeiT, DINO, MIIL and timm's own `.pth`, or safetensors alike."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from vitscale.checkpoint.containers import Precision, TensorFile, open_tensors
+from vitscale.checkpoint.formats.inference import variant_of_state_dict
+from vitscale.checkpoint.formats.protocol import Hints
+from vitscale.checkpoint.portable import Origin, PortableModel, Shapes, own_names, parameter_shapes, read_linked
+from vitscale.checkpoint.store import sha256_of
+from vitscale.errors import CheckpointError
+from vitscale.model import TABLE
+
+SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
+# Data-parallel wrappers, and the backbone beside DINO's projection head.
+_PREFIX = re.compile(r"^(?:module\.)?(?:backbone\.|model\.)?")
+_DINO_HEAD = re.compile(r"^(?:module\.)?head\.(?:mlp|last_layer)\b")
+# DeiT III and CaiT name LayerScale's factors so.
+_GAMMA = re.compile(r"\.gamma_([12])$")
+
+
+class StateDictFormat:
+    """See `Format`."""
+
+    name = "state_dict"
+    bf16 = False
+
+    def recognises(self, path: Path) -> bool:
+        """A file by its ending."""
+        return path.suffix in SUFFIXES
+
+    def refusal(self, model: PortableModel) -> str:
+        """It is only read."""
+        return "a bare state dict does not say what it is of: use --format vitscale or timm"
+
+    def notes(self, model: PortableModel) -> list[str]:
+        """Nothing to know."""
+        return []
+
+    def write(self, model: PortableModel, folder: Path, precision: Precision) -> None:
+        """It is only read.
+
+        Raises:
+            CheckpointError: always.
+        """
+        raise CheckpointError(self.refusal(model))
+
+    def read(self, path: Path, hints: Hints) -> PortableModel:
+        """See `Format`. `hints.name` must be given: no tensor tells the heads and the pixels."""
+        file = _Renamed(open_tensors(path))
+        variant = variant_of_state_dict(file.shapes, str(path), hints)
+        assert hints.name is not None  # without it the line above raises
+        mend = f"it was taken for {hints.name}: say what it is with --model"
+        weights = read_linked(file, file.shapes, str(path), own_names(variant), parameter_shapes(variant), mend)
+        pixels, origin = TABLE[hints.name].preprocessing, Origin(path.name, sha256_of(path))
+        return PortableModel(hints.name, variant, weights, pixels, origin, hints.labels)
+
+
+class _Renamed(Mapping[str, Tensor]):
+    """A file's tensors under timm's names of today."""
+
+    def __init__(self, file: TensorFile) -> None:
+        self._file = file
+        self._keys = {_today(key): key for key in file if not _DINO_HEAD.match(key)}
+        self.shapes: Shapes = {name: self._shape(name) for name in self._keys}
+
+    def __getitem__(self, name: str) -> Tensor:
+        # A stem that cut patches by hand and multiplied them by a matrix: the same numbers as a convolution.
+        return self._file[self._keys[name]].reshape(self.shapes[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shape = self._file.shapes[self._keys[name]]
+        if name != "patch_embed.proj.weight" or len(shape) != 2:
+            return shape
+        side = math.isqrt(shape[1] // 3)
+        return (shape[0], 3, side, side) if 3 * side * side == shape[1] else shape
+
+
+def _today(key: str) -> str:
+    return _GAMMA.sub(r".ls\1.gamma", _PREFIX.sub("", key))
