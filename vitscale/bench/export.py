@@ -81,7 +81,7 @@ def write_checkpoint(name: str, run_dir: Path, ranks: int) -> int:
 def measure_export(run_dir: Path, out: Path, format_: str, precision: str, features_only: bool) -> ExportCost:
     """Export in a fresh process; its time and its peak memory."""
     words = [str(run_dir), str(out), format_, precision, str(features_only)]
-    done = subprocess.run([sys.executable, "-c", _MEASURE, *words], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", _MEASURE, *words], check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
     return ExportCost(format_, precision, found["seconds"], found["peak_rss_bytes"], found["size_bytes"])
 

@@ -2,10 +2,10 @@
 
 from vitscale.checkpoint.adaptation import adapt_to, check_trunk, load_into, without_head
 from vitscale.checkpoint.certificate import CERTIFICATE_NAME, Certificate
-from vitscale.checkpoint.export import ExportOptions, export_model, write_portable
-from vitscale.checkpoint.formats import FORMATS, WRITTEN, Hints, read_portable
+from vitscale.checkpoint.export import ExportOptions, export_model, features_of, write_portable
+from vitscale.checkpoint.formats import FORMATS, READERS, read_portable
 from vitscale.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest, write_manifest
-from vitscale.checkpoint.portable import Origin, PortableModel, parameter_shapes
+from vitscale.checkpoint.portable import Hints, LazyWeights, Origin, PortableModel, parameter_shapes
 from vitscale.checkpoint.pretrained import load_pretrained
 from vitscale.checkpoint.state import rank_file_name, read_fragments, stored_weights, write_fragments
 from vitscale.checkpoint.store import CheckpointStore, locate, record_file, tag_of
@@ -14,18 +14,20 @@ __all__ = [
     "CERTIFICATE_NAME",
     "FORMATS",
     "MANIFEST_NAME",
-    "WRITTEN",
+    "READERS",
     "Certificate",
     "CheckpointStore",
     "ExportOptions",
     "FileRecord",
     "Hints",
+    "LazyWeights",
     "Manifest",
     "Origin",
     "PortableModel",
     "adapt_to",
     "check_trunk",
     "export_model",
+    "features_of",
     "load_into",
     "load_pretrained",
     "locate",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitscale.checkpoint.portable import LazyWeights, PortableModel, parameter_shapes, wrong_shape
@@ -14,9 +15,11 @@ from vitscale.errors import CheckpointError
 from vitscale.model import Resampling, Variant, adapt_in_chans, resample_pos_embed
 
 _TRUNK = (
-    "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "qkv_bias", "pool", "distilled", "layer_scale",
-    "qk_norm", "parallel", "act", "norm_bias", "norm_eps", "stem",
+    "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "qkv_bias", "layer_scale", "qk_norm",
+    "parallel", "act", "norm_bias", "norm_eps", "stem",
 )  # fmt: skip
+# What a head depends on.
+_HEAD = ("num_classes", "representation_size", "pool", "distilled")
 _FIRST_CONVOLUTIONS = {
     "patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight", "patch_embed.proj.weight"
 }  # fmt: skip
@@ -38,14 +41,25 @@ def check_trunk(model: PortableModel, target: Variant) -> None:
                 f"{model.origin.path} has {key} {ours}, the model {theirs}: "
                 f"set model.{setting}={_typed(getattr(model.variant, setting))}"
             )
+    own = model.variant
+    if target.pool not in {own.pool, "avg"}:
+        raise CheckpointError(
+            f"{model.origin.path} has pool {own.pool}, the model {target.pool}: set model.pool={own.pool}, "
+            "or avg, which any trunk can have"
+        )
+    if target.distilled and not own.distilled:
+        raise CheckpointError(
+            f"{model.origin.path} has no distillation token, the model has one: set model.distilled=false"
+        )
 
 
 def adapt_to(model: PortableModel, target: Variant, method: Resampling = "timm") -> PortableModel:
     """The model with the weights that fit another architecture of the same trunk.
 
-    The position embedding is resized, the first convolution takes other channels, the representation layer is
-    dropped where the target has none, and a head for another number of classes, or behind another
-    representation, is dropped: the result then has none (`num_classes` 0) and the caller puts a fresh one.
+    The position embedding is resized, the first convolution takes other channels, and tokens, attention pooling and
+    the representation layer are dropped where the target has none; registers that are new start from zero. A head
+    for another number of classes, or that read something else, is dropped: the result then has none
+    (`num_classes` 0) and the caller puts a fresh one.
 
     Args:
         model: the weights.
@@ -62,7 +76,7 @@ def adapt_to(model: PortableModel, target: Variant, method: Resampling = "timm")
             f"{model.origin.path} has a representation layer of {own.representation_size}, the model of "
             f"{target.representation_size}: set model.representation_size={own.representation_size}"
         )
-    keeps_head = (target.num_classes, target.representation_size) == (own.num_classes, own.representation_size)
+    keeps_head = all(getattr(target, key) == getattr(own, key) for key in _HEAD)
     variant = replace(target, num_classes=own.num_classes if keeps_head else 0)
     makers: dict[str, Callable[[], Tensor]] = {
         name: functools.partial(_adapted, model, name, shape, variant, method)
@@ -101,19 +115,25 @@ def _typed(value: Any) -> str:
 
 def _adapted(model: PortableModel, name: str, shape: tuple[int, ...], variant: Variant, method: Resampling) -> Tensor:
     own = model.variant
-    if name == "reg_token" and own.reg_tokens != variant.reg_tokens:
-        kept = model.checked(name)[:, : variant.reg_tokens] if own.reg_tokens else torch.zeros(1, 0, variant.embed_dim)
-        return torch.cat([kept, torch.zeros(1, variant.reg_tokens - kept.shape[1], variant.embed_dim)], dim=1)
+    if name == "reg_token":
+        return _first_or_zero(model.checked(name) if own.reg_tokens else torch.zeros(1, 0, shape[2]), shape[1])
     tensor = model.checked(name)
     if name == "pos_embed":
-        return resample_pos_embed(
-            tensor,
-            variant.grid,
-            variant.prefix_tokens,
-            old_grid=own.grid,
-            old_prefix_tokens=own.prefix_tokens,
-            method=method,
-        )
+        tensor = _with_prefix_of(tensor, own, variant)
+        return resample_pos_embed(tensor, variant.grid, variant.prefix_tokens, old_grid=own.grid, method=method)
     if name in _FIRST_CONVOLUTIONS and tuple(tensor.shape) != shape:
         return adapt_in_chans(tensor, variant.in_chans)
     return tensor
+
+
+def _with_prefix_of(pos_embed: Tensor, own: Variant, target: Variant) -> Tensor:
+    """A position embedding with the rows of the target's tokens before the patches, each token's its own."""
+    sizes = [(v.pool == "token", v.distilled, v.reg_tokens) for v in (own, target)]
+    *rows, patches = torch.split(pos_embed, [*map(int, sizes[0]), own.patches], dim=1)
+    kept = [_first_or_zero(row, int(count)) for row, count in zip(rows, sizes[1], strict=True)]
+    return torch.cat([*kept, patches], dim=1)
+
+
+def _first_or_zero(rows: Tensor, count: int) -> Tensor:
+    """The first `count` of [1, n, D], with zeros where there are fewer."""
+    return F.pad(rows[:, :count], (0, 0, 0, max(count - rows.shape[1], 0)))

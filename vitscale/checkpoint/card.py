@@ -1,13 +1,14 @@
 """The card beside exported weights: what a user of them has to know, as JSON."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vitscale.checkpoint.manifest import FileRecord
-from vitscale.checkpoint.portable import Origin, PortableModel, parameter_shapes
+from vitscale.checkpoint.portable import Hints, Origin, PortableModel, Weights, parameter_shapes
 from vitscale.errors import CheckpointError, ConfigError
 from vitscale.model import Preprocessing, Variant, resolve_variant
 
@@ -19,8 +20,8 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: str = "vitscale"
-    format_version: int = 1
+    format: Literal["vitscale"] = "vitscale"
+    format_version: Literal[1] = 1
     model: dict[str, Any]
     """Arguments of `create_model`."""
     labels: list[str]
@@ -38,7 +39,7 @@ class Card(BaseModel):
     """Width of the representation layer (`pre_logits`); 0 where the model has none."""
     trained: dict[str, Any]
     """How, as far as it is known: config, steps, images seen, metrics, versions."""
-    origin: dict[str, str]
+    origin: dict[str, str] = {}
     """The tag or file that the weights came from, its SHA-256, and which of its weights (raw or ema)."""
     weights: FileRecord
 
@@ -61,7 +62,7 @@ def card_of(model: PortableModel, weights: FileRecord) -> Card:
         crop=pixels.crop,
         representation_size=variant.representation_size,
         trained=dict(model.trained),
-        origin={"path": model.origin.path, "sha256": model.origin.sha256, "weights": model.origin.weights},
+        origin=asdict(model.origin),
         weights=weights,
     )
 
@@ -88,14 +89,22 @@ def read_card(folder: Path) -> Card:
     return card
 
 
-def described_by(card: Card, weights: Any, path: Path) -> PortableModel:
-    """The model that a card and its weights make."""
+def described_by(card: Card, weights: Weights, path: Path, hints: Hints) -> PortableModel:
+    """The model that a card and its weights make.
+
+    Raises:
+        CheckpointError: the hints say of the architecture what the card says already.
+    """
+    if hints.name is not None or hints.changes:
+        said = "--model" if hints.name else f"model.{next(iter(hints.changes))}"
+        raise CheckpointError(f"{path}: {CARD_NAME} says what this is ({card.model['name']}): leave {said} out")
+    history = [*card.trained.get("origins", []), *([card.origin] if card.origin else [])]
     return PortableModel(
         name=card.model["name"],
         variant=card.variant,
         weights=weights,
         preprocessing=Preprocessing(card.mean, card.std, card.crop, card.interpolation),
-        origin=Origin(path.name, card.weights.sha256, card.origin.get("weights", "raw")),
-        labels=tuple(card.labels),
-        trained={**card.trained, "origin": card.origin},
+        origin=Origin(path.resolve().name, card.weights.sha256, card.origin.get("weights", "raw")),
+        labels=hints.labels or tuple(card.labels),
+        trained={**card.trained, "origins": history},
     )

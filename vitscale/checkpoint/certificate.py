@@ -66,6 +66,10 @@ def check_round_trip(model: PortableModel, folder: Path, format_: str, precision
         raise CheckpointError(
             f"{folder}: the export came back with {key} {came[key]} instead of {wanted[key]}: it was not kept"
         )
+    rgb = model.variant.in_chans == 3  # a mean of three channels says nothing about others
+    if back.labels != model.labels or (rgb and back.preprocessing != model.preprocessing):
+        what = "labels" if back.labels != model.labels else "pixels"
+        raise CheckpointError(f"{folder}: the {what} came back changed: the export was not kept")
     elements = 0
     for name in tqdm(model.shapes, desc="reading back", unit="tensor", disable=None, leave=False):
         expected, found = model.checked(name).to(DTYPES[precision]).float(), back.checked(name)
@@ -89,4 +93,4 @@ def write_certificate(certificate: Certificate, folder: Path) -> None:
 
 def record_files(folder: Path) -> list[FileRecord]:
     """Records of all files of an export, flushed to the disk."""
-    return [record_file(path) for path in sorted(folder.iterdir())]
+    return [record_file(path) for path in sorted(folder.iterdir()) if not path.name.startswith(".")]

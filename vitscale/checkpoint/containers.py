@@ -26,6 +26,7 @@ Precision = Literal["fp32", "bf16"]
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _HEADER_ALIGNMENT = 8
+_FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 # Training scripts keep their arguments beside the weights (DeiT, DINO, MAE): a class with nothing but attributes.
 _HARMLESS_CLASSES: list[Any] = [argparse.Namespace]
 
@@ -33,13 +34,10 @@ _HARMLESS_CLASSES: list[Any] = [argparse.Namespace]
 class TensorFile(Mapping[str, Tensor]):
     """The tensors of one file by key, each read when it is asked for."""
 
-    def __init__(
-        self, path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], nested: str = ""
-    ) -> None:
-        """`shapes` lists the keys; `read` gives one tensor; `nested` says where in the file the tensors lie."""
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
+        """`shapes` lists the keys; `read` gives one tensor."""
         self.path = path
         self.shapes = shapes
-        self.nested = nested
         self._read = read
 
     def __getitem__(self, key: str) -> Tensor:
@@ -49,7 +47,10 @@ class TensorFile(Mapping[str, Tensor]):
             CheckpointError: the file is damaged.
         """
         try:
-            return self._read(key)
+            tensor = self._read(key)
+            if tensor.dtype not in _FLOATS or tensor.layout != torch.strided:
+                raise ValueError(f"it is {tensor.dtype}, {tensor.layout}: weights are dense floats")
+            return tensor
         except Exception as error:  # of any kind: see `_open_npz`
             raise CheckpointError(f"{self.path}: {printable(key)} cannot be read: {_one_line(error)}") from None
 
@@ -134,6 +135,8 @@ def _open_npz(path: Path) -> TensorFile:
     try:
         archive = zipfile.ZipFile(path)
         for entry in archive.namelist():
+            if not entry.endswith(".npy"):
+                continue  # a text beside the arrays
             key = entry.removesuffix(".npy")
             with archive.open(entry) as file:
                 shape, dtype = _npy_header(file)
@@ -155,7 +158,7 @@ def _open_npz(path: Path) -> TensorFile:
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
         if array.dtype.kind not in "fiu":
             raise ValueError(f"its dtype is {array.dtype}, not a number")
-        return torch.from_numpy(array)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
 
     return TensorFile(path, shapes, read)
 
@@ -178,23 +181,23 @@ def _open_pickle(path: Path) -> TensorFile:
         ) from None
     except Exception as error:  # damage ends in AssertionError, IndexError, struct.error, and what else there may be
         raise CheckpointError(f"{path}: not a readable torch checkpoint: {_reason(error)}") from None
-    tensors, nested = _state_dict_in(tree)
+    tensors = _state_dict_in(tree)
     if not tensors:
         raise CheckpointError(
             f"{path}: holds no state dict: its tensors by name were expected, at the top or as 'model'"
         )
-    return TensorFile(path, {key: tuple(value.shape) for key, value in tensors.items()}, tensors.__getitem__, nested)
+    return TensorFile(path, {key: tuple(value.shape) for key, value in tensors.items()}, tensors.__getitem__)
 
 
-def _state_dict_in(tree: Any) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a checkpoint and the key they lie under: DeiT's and MAE's `model`, timm's `state_dict`,
-    DINO's `teacher`."""
+def _state_dict_in(tree: Any) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: at the top, or under DeiT's and MAE's `model`, timm's `state_dict` or DINO's
+    `teacher`."""
     if not isinstance(tree, Mapping):
-        return {}, ""
+        return {}
     for key in ("model", "state_dict", "teacher"):
         if isinstance(tree.get(key), Mapping):
-            return _state_dict_in(tree[key])[0], key
-    return {key: value for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor)}, ""
+            return _state_dict_in(tree[key])
+    return {key: value for key, value in tree.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def printable(text: str) -> str:

@@ -47,6 +47,7 @@ _TRIES = 4
 _TIMEOUT_S = 30.0  # of one connect, send or receive
 _BACKOFF_S = 2.0
 _CHUNK_BYTES = 1 << 18
+_BUSY = {408, 429}  # the statuses below 500 that ask for another try
 # Not to be mended by another try; a plain text is urllib's own refusal.
 _HOPELESS = (str, SSLCertVerificationError, FileNotFoundError, IsADirectoryError, PermissionError)
 _USABLE = re.compile(r"(?:https?|file)://[!-~]+", re.IGNORECASE)
@@ -280,7 +281,7 @@ def _open(url: str, headers: Mapping[str, str]) -> addinfourl:
             return error
         error.close()
         said = f"HTTP {error.code} {_one_line(error.reason)}"
-        if error.code >= 500:
+        if error.code >= 500 or error.code in _BUSY:
             raise _TransientError(said) from None
         raise CheckpointError(f"{url}: {said}: check the address, or name the path of a copy") from None
     except URLError as error:

@@ -3,19 +3,23 @@
 Everything is written beside the destination, read back, certified, and only then renamed to it.
 """
 
+import fcntl
+import os
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vitscale.checkpoint.adaptation import adapt_to, without_head
 from vitscale.checkpoint.certificate import Certificate, check_round_trip, record_files, write_certificate
 from vitscale.checkpoint.containers import Precision
-from vitscale.checkpoint.formats import FORMATS, WRITTEN
+from vitscale.checkpoint.formats import FORMATS
 from vitscale.checkpoint.manifest import MANIFEST_NAME, Manifest
 from vitscale.checkpoint.portable import Origin, PortableModel
 from vitscale.checkpoint.state import stored_weights
-from vitscale.checkpoint.store import locate, sha256_of
+from vitscale.checkpoint.store import fsync, locate, sha256_of
 from vitscale.checkpoint.verification import verify_export
 from vitscale.engine import MASTER
 from vitscale.errors import CheckpointError
@@ -23,6 +27,8 @@ from vitscale.model import Preprocessing, Resampling, Size, resolve_variant
 
 # What each format's target does with position embeddings of another size.
 _RESAMPLING: dict[str, Resampling] = {"npz": "google", "big_vision": "google"}
+# In the staging folder; no file of the export.
+_LOCK_NAME = ".lock"
 _STORED = {"raw": MASTER, "ema": "ema"}
 
 
@@ -46,10 +52,12 @@ class ExportOptions:
     """Compare with the target library's own model."""
 
     def __post_init__(self) -> None:
-        if self.format not in WRITTEN:
-            raise CheckpointError(f"--format {self.format}: the formats that can be written are {', '.join(WRITTEN)}")
+        if self.format not in FORMATS:
+            raise CheckpointError(f"--format {self.format}: the formats that can be written are {', '.join(FORMATS)}")
         if self.precision == "bf16" and not FORMATS[self.format].bf16:
             raise CheckpointError(f"--precision bf16: NumPy has no bf16, so format {self.format} is fp32 only")
+        if self.pos_embed is not None and self.img_size is None:
+            raise CheckpointError("--pos-embed says how a position embedding is resized: give --img-size too")
         if self.verify and self.format == "vitscale":
             raise CheckpointError("--verify compares with another library's model: vitscale's own format has none")
 
@@ -80,12 +88,12 @@ def portable_checkpoint(directory: Path, manifest: Manifest, weights: str = "raw
         CheckpointError: the run kept no moving average.
     """
     data = manifest.config["data"]
-    tag = f"{directory.parent.parent.name}/{directory.name}"
+    tag = f"{directory.resolve().parent.parent.name}/{directory.name}"
     return PortableModel(
         name=manifest.model["name"],
         variant=resolve_variant(**manifest.model),
         weights=stored_weights(directory, manifest, _STORED[weights]),
-        preprocessing=Preprocessing(data["mean"], data["std"], data["val_crop"], data["interpolation"]),
+        preprocessing=Preprocessing(tuple(data["mean"]), tuple(data["std"]), data["val_crop"], data["interpolation"]),
         origin=Origin(tag, sha256_of(directory / MANIFEST_NAME), weights),
         labels=tuple(manifest.labels),
         trained={
@@ -108,24 +116,61 @@ def write_portable(model: PortableModel, out: Path, options: ExportOptions) -> C
     """
     _check_free(out)
     if options.features_only:
-        model = _features(model, options.format)
+        model = features_of(model, options.format)
     if options.img_size is not None:
         method = options.pos_embed or _RESAMPLING.get(options.format, "timm")
         model = adapt_to(model, replace(model.variant, img_size=options.img_size), method)
     format_ = FORMATS[options.format]
     if reason := format_.refusal(model):
         raise CheckpointError(f"--format {options.format}: {reason}")
-    staging = out.with_name(f".tmp-{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
     try:
-        staging.mkdir(parents=True)
-        certificate = _write(model, staging, options)
-        staging.rename(out)
+        with _staging(out) as staging:
+            certificate = _write(model, staging, options)
+            _publish(staging, out)
     except OSError as error:
-        raise CheckpointError(f"{out}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)  # gone by its new name if all went well
+        raise CheckpointError(f"{error.filename or out}: {error.strerror or error}: nothing was exported") from None
     return certificate
+
+
+@contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` for this process alone, gone at the end; what a killed export left is taken away.
+
+    Raises:
+        CheckpointError: another export is under way.
+    """
+    staging = out.with_name(f".tmp-{out.name}")
+    staging.mkdir(parents=True, exist_ok=True)
+    held = staging / _LOCK_NAME
+    with held.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not held.exists() or not os.path.samestat(held.stat(), os.fstat(lock.fileno())):
+                raise BlockingIOError  # its folder got its name in between
+        except BlockingIOError:
+            raise CheckpointError(
+                f"{out}: another export is writing it: wait for it, or choose another --out"
+            ) from None
+        try:
+            for leftover in staging.iterdir():
+                if leftover != held:
+                    leftover.unlink()
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, out: Path) -> None:
+    """Give a complete folder its name, so that after a power cut it is there whole or not at all."""
+    for path in (*staging.iterdir(), staging):
+        fsync(path)
+    try:
+        staging.rename(out)
+    except OSError:
+        _check_free(out)  # something took the name meanwhile
+        raise
+    (out / _LOCK_NAME).unlink()
+    fsync(out.parent)
 
 
 def _write(model: PortableModel, staging: Path, options: ExportOptions) -> Certificate:
@@ -135,7 +180,7 @@ def _write(model: PortableModel, staging: Path, options: ExportOptions) -> Certi
         format=options.format,
         precision=options.precision,
         model={"name": model.name, **model.variant.arguments()},
-        origin={"path": model.origin.path, "sha256": model.origin.sha256, "weights": model.origin.weights},
+        origin=asdict(model.origin),
         files=record_files(staging),
         round_trip=check_round_trip(model, staging, options.format, options.precision),
         notes=format_.notes(model),
@@ -146,14 +191,14 @@ def _write(model: PortableModel, staging: Path, options: ExportOptions) -> Certi
     return certificate
 
 
-def _features(model: PortableModel, format_: str) -> PortableModel:
+def features_of(model: PortableModel, format_: str) -> PortableModel:
     """The model without its head, and without its representation layer where the format has no place for it."""
     headless = adapt_to(model, replace(model.variant, num_classes=0))
     return without_head(model) if FORMATS[format_].refusal(headless) else headless
 
 
 def _check_free(out: Path) -> None:
-    if out.exists():
+    if os.path.lexists(out):
         raise CheckpointError(f"{out}: exists already: choose another --out, or remove it")
 
 

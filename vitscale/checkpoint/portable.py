@@ -5,6 +5,7 @@ neither needs more memory than the largest tensor, and every file is checked aga
 give for the architecture.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,6 +53,18 @@ class Origin:
     """Of the tag's manifest (which holds the digests of all its files), or of the file of weights."""
     weights: str = "raw"
     """`raw`, or `ema` for an exponential moving average."""
+
+
+@dataclass(frozen=True)
+class Hints:
+    """What a user says about a file that does not say it itself."""
+
+    name: str | None = None
+    """A variant of the table."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the variant: fields of `Variant`."""
+    labels: tuple[str, ...] = ()
+    """Class names in label order."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +164,17 @@ def foreign_shapes(links: Sequence[Link], shapes: Shapes) -> Shapes:
 
 
 def foreign_makers(links: Sequence[Link], model: PortableModel) -> dict[str, Callable[[], Tensor]]:
-    """A maker for each foreign tensor of a model."""
+    """A maker for each foreign tensor of a model; those of one link, asked for in turn, are made once."""
+    newest: dict[tuple[str, ...], tuple[Tensor, ...]] = {}
+
+    def make(link: Link, place: int) -> Tensor:
+        if link.ours not in newest:
+            newest.clear()
+            newest[link.ours] = link.export(*(model.checked(name) for name in link.ours))
+        return newest[link.ours][place]
+
     return {
-        key: _export_maker(link, place, model) for link in links for place, key in enumerate(link.theirs)
+        key: functools.partial(make, link, place) for link in links for place, key in enumerate(link.theirs)
     }  # fmt: skip
 
 
@@ -201,10 +222,6 @@ def read_tensor_file(file: TensorFile, links: Sequence[Link], shapes: Shapes, me
 def wrong_shape(where: str, key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
     """The line about a tensor of another shape."""
     return f"{where}: {key} has shape {list(found)}, the model wants {list(expected)}"
-
-
-def _export_maker(link: Link, place: int, model: PortableModel) -> Callable[[], Tensor]:
-    return lambda: link.export(*(model.checked(name) for name in link.ours))[place]
 
 
 def _restore_maker(link: Link, place: int, file: Mapping[str, Tensor]) -> Callable[[], Tensor]:

@@ -8,10 +8,11 @@ from typing import Any
 
 from vitscale.checkpoint.adaptation import adapt_to
 from vitscale.checkpoint.download import fetch
-from vitscale.checkpoint.formats import Hints, read_portable
-from vitscale.checkpoint.portable import PortableModel
+from vitscale.checkpoint.formats import read_portable
+from vitscale.checkpoint.formats.npz import ARRAYS_NAME
+from vitscale.checkpoint.portable import Hints
 from vitscale.errors import CheckpointError
-from vitscale.model import TABLE, Resampling, Size, VisionTransformer
+from vitscale.model import TABLE, Pool, Resampling, Size, VisionTransformer
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
@@ -22,6 +23,8 @@ def load_pretrained(
     num_classes: int | None = None,
     img_size: Size | None = None,
     in_chans: int | None = None,
+    pool: Pool | None = None,
+    reg_tokens: int | None = None,
     model: str | None = None,
     changes: Mapping[str, Any] | None = None,
     pos_embed: Resampling | None = None,
@@ -37,6 +40,8 @@ def load_pretrained(
             puts a fresh zero head in its place.
         img_size: input in pixels; the position embedding is resized. None keeps the weights' own.
         in_chans: channels of the input; the first convolution is adapted. None keeps the weights' own.
+        pool: None keeps the weights' own; "avg" drops the class token, or attention pooling, and takes the mean.
+        reg_tokens: registers; new ones start from zero. None keeps the weights' own number.
         model: for files that do not say what they are (.pth): the name of the variant.
         changes: in what the file's model differs from that variant, by field of `Variant`.
         pos_embed: how the position embedding is resized; None is as Google does for .npz, else as timm does.
@@ -57,23 +62,23 @@ def load_pretrained(
     elif not path.exists():
         raise CheckpointError(f"{source}: no such file or folder, and no name that `vitscale models` lists")
     found = read_portable(path, hints=Hints(name=name, changes=changes or {}))
-    return _fitted(found, num_classes, img_size, in_chans, pos_embed or ("google" if path.suffix == ".npz" else "timm"))
-
-
-def _fitted(
-    found: PortableModel, num_classes: int | None, img_size: Size | None, in_chans: int | None, method: Resampling
-) -> VisionTransformer:
-    own = found.variant
-    target = replace(
-        own,
-        num_classes=own.num_classes if num_classes is None else num_classes,
-        img_size=own.img_size if img_size is None else img_size,
-        in_chans=own.in_chans if in_chans is None else in_chans,
-    )
-    built = adapt_to(found, target, method).build()
+    wanted: dict[str, Any] = {
+        "num_classes": num_classes,
+        "img_size": img_size,
+        "in_chans": in_chans,
+        "pool": pool,
+        "reg_tokens": reg_tokens,
+    }
+    target = replace(found.variant, **{key: value for key, value in wanted.items() if value is not None})
+    built = adapt_to(found, target, pos_embed or _resampling(path)).build()
     if built.variant.num_classes != target.num_classes:
         built.reset_classifier(target.num_classes)
     return built.eval()  # the fresh head too
+
+
+def _resampling(path: Path) -> Resampling:
+    """How the ecosystem that weights come from resizes their position embedding."""
+    return "google" if path.suffix == ".npz" or (path / ARRAYS_NAME).is_file() else "timm"
 
 
 def _published(name: str) -> str:

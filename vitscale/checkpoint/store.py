@@ -87,14 +87,14 @@ class CheckpointStore:
         A tag of the same step from an older generation is replaced: it was found unsound, or the run would
         have gone on from it.
         """
-        _fsync(write_manifest(manifest, staging))
-        _fsync(staging)
+        fsync(write_manifest(manifest, staging))
+        fsync(staging)
         tag = tag_of(manifest.step)
         final = self.path(tag)
         if final.exists():
             final.rename(self.root / f".tmp-{tag}-replaced-by-g{manifest.generation}")
         staging.rename(final)
-        _fsync(self.root)
+        fsync(self.root)
         return tag
 
     def prune(self, keep_last: int) -> list[str]:
@@ -129,7 +129,7 @@ def locate(path: Path) -> tuple[Path, Manifest]:
 
 def record_file(path: Path) -> FileRecord:
     """Flush a file to the disk and take its size and SHA-256."""
-    _fsync(path)
+    fsync(path)
     return FileRecord(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
@@ -154,7 +154,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Flush a file or a directory to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

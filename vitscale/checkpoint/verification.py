@@ -74,8 +74,6 @@ def verify_export(folder: Path, format_: str) -> Verification:
     Raises:
         CheckpointError: the library is not installed, or the two models differ.
     """
-    if format_ == "vitscale":
-        raise CheckpointError("--verify compares with another library's model: vitscale's own format has none")
     held_bytes, started_s = reset_peak_rss(), time.perf_counter()
     model = FORMATS[format_].read(folder, Hints())
     variant = model.variant
@@ -216,5 +214,6 @@ def _library(name: str) -> Any:
     """An optional library, found at run time."""
     try:
         return importlib.import_module(name)
-    except ImportError:
-        raise CheckpointError(f"--verify needs {name}: pip install 'vitscale[verify]'") from None
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision of another torch
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"--verify needs {name}: pip install 'vitscale[verify]' ({reason})") from None

@@ -10,7 +10,7 @@ import torch
 
 from vitscale import ranks as process_group
 from vitscale.bench import OTHERS, compare_engines, compare_formats, measure_export, write_checkpoint
-from vitscale.model import TABLE
+from vitscale.model import TABLE, resolve_variant
 
 
 @click.group(name="bench", short_help="Run a benchmark.")
@@ -63,15 +63,18 @@ def formats(names: tuple[str, ...], depth: int | None) -> None:
       vitscale bench formats --depth 2
       vitscale bench formats vit_small_patch16_224 deit_small_distilled_patch16_224
     """
-    if unknown := [name for name in names if name not in TABLE]:
-        raise click.BadParameter(f"{unknown[0]}: `vitscale models` lists the names")
+    for name in names:
+        resolve_variant(name)  # says which names there are
     click.echo(f"| variant | blocks | {' | '.join(OTHERS)} |\n|---|--:|{'---|' * len(OTHERS)}")
     cells: list[str] = []
+    libraries: dict[str, None] = {}
     for found in compare_formats(names or tuple(TABLE), depth):
         cells.append("no" if found.difference is None else f"{found.difference:.1e} {found.compared}")
         if len(cells) == len(OTHERS):
             click.echo(f"| {found.name} | {found.depth} | {' | '.join(cells)} |")
             cells.clear()
+        libraries |= {found.library: None} if found.library else {}
+    click.echo(f"\ncompared with {'; '.join(libraries)}")
 
 
 @command.command()
@@ -85,6 +88,9 @@ def export(model: str, ranks: int, folder: Path | None) -> None:
     Example:
       vitscale bench export --model vit_huge_patch14_224_in21k
     """
+    headless = resolve_variant(model).representation_size > 0
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         run_dir = Path(work) / "run"
         weights_bytes = write_checkpoint(model, run_dir, ranks)
@@ -93,7 +99,6 @@ def export(model: str, ranks: int, folder: Path | None) -> None:
         )
         click.echo("| format | written, GB | seconds | peak RSS above the interpreter, MB | over fp32 bytes |")
         click.echo("|---|--:|--:|--:|--:|")
-        headless = TABLE[model].variant.representation_size > 0
         for format_, precision in (("vitscale", "fp32"), ("vitscale", "bf16"), *((other, "fp32") for other in OTHERS)):
             features_only = headless and format_ in {"timm", "hf"}
             cost = measure_export(run_dir, Path(work) / f"{format_}-{precision}", format_, precision, features_only)

@@ -3,7 +3,7 @@
 import click
 
 from vitscale.model import TABLE, Entry, forward_flops, resolve_variant, train_flops
-from vitscale.planning import activation_bytes, parameter_parts, state_bytes
+from vitscale.planning import activation_bytes, checkpointed_bytes, parameter_parts, state_bytes
 
 _COLUMNS = ("name", "px", "patch", "width", "depth", "heads", "hidden", "repr.", "classes", "parameters", "GFLOPs",
             "weights")  # fmt: skip
@@ -101,8 +101,9 @@ def _describe(name: str) -> list[str]:
         sizes = (state_bytes(total, world_size=n, zero_stage=stage, precision="bf16").total for n in _RANKS)
         shown = ", ".join(f"{size / 1e9:.1f} on {n}" for size, n in zip(sizes, _RANKS, strict=True))
         lines.append(f"  ZeRO {stage} state, a rank   {shown} GPUs (GB, bf16, AdamW)")
-    kept, checkpointed = (activation_bytes(variant, checkpointing=full) for full in (False, True))
+    kept = activation_bytes(variant)
     whole = "not modelled for these blocks" if kept is None else f"{kept / 1e6:.0f} MB"
-    assert checkpointed is not None
-    lines.append(f"  activations, an image {whole}; {checkpointed / 1e6:.0f} MB under full checkpointing (bf16)")
+    lines.append(
+        f"  activations, an image {whole}; {checkpointed_bytes(variant) / 1e6:.0f} MB under full checkpointing (bf16)"
+    )
     return lines

@@ -1,6 +1,8 @@
 """What the commands that write portable models have in common: options, and the report at the end."""
 
+import difflib
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,30 @@ import click
 import yaml
 from pydantic import ValidationError
 
-from vitscale.checkpoint import CERTIFICATE_NAME, FORMATS, WRITTEN, Certificate, ExportOptions, Hints
+from vitscale.checkpoint import CERTIFICATE_NAME, FORMATS, READERS, Certificate, ExportOptions, Hints
 from vitscale.config import ModelSection
 from vitscale.errors import CheckpointError
-from vitscale.model import VARIANTS
+from vitscale.model import VARIANTS, Size, Variant
 from vitscale.telemetry import peak_rss_bytes
 
 Command = Callable[..., Any]
+_FIELDS = [field.name for field in fields(Variant)]
 _RESAMPLINGS = click.Choice(["timm", "timm_npz", "google"])
+
+
+class _ImageSize(click.ParamType[Size]):
+    """224 or 224x448."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Size:
+        """Pixels: the side of a square, or (height, width)."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        sides = [int(side) for side in value.split("x") if side.isdecimal() and int(side) > 0]
+        if not 1 <= len(sides) <= 2 or len(sides) != len(value.split("x")):
+            self.fail(f"{value!r} is neither a number of pixels nor HEIGHTxWIDTH, such as 224x448", param, ctx)
+        return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def write_options(command: Command) -> Command:
@@ -26,8 +44,8 @@ def write_options(command: Command) -> Command:
             click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True,
                          help="Number format of the weights."),
             click.option("--features-only", is_flag=True, help="Leave the head out."),
-            click.option("--img-size", type=click.IntRange(min=1), help="Resize the position embedding for this image, "
-                         "in pixels."),
+            click.option("--img-size", type=_ImageSize(), help="Resize the position embedding for images of SIZE or "
+                         "HEIGHTxWIDTH pixels."),
             click.option("--pos-embed", type=_RESAMPLINGS, help="How; what the format's target does if left out."),
         ]
     ):  # fmt: skip
@@ -40,7 +58,7 @@ def read_options(command: Command) -> Command:
     for option in reversed(
         [
             click.argument("overrides", nargs=-1, metavar="[model.KEY=VALUE]..."),
-            click.option("--from", "from_", type=click.Choice(list(FORMATS)),
+            click.option("--from", "from_", type=click.Choice(list(READERS)),
                          help="Format of SOURCE; found by looking if left out."),
             click.option("--model", metavar="NAME",
                          help="What a file without a config is, as `vitscale models` lists it."),
@@ -55,7 +73,7 @@ def read_options(command: Command) -> Command:
 def format_option(default: str | None) -> Callable[[Command], Command]:
     """The option that names the format to write; without a default it must be given."""
     return click.option(
-        "--format", "format_", type=click.Choice(WRITTEN), default=default, required=default is None,
+        "--format", "format_", type=click.Choice(list(FORMATS)), default=default, required=default is None,
         show_default=default is not None, help="What to write.",
     )  # fmt: skip
 
@@ -81,10 +99,11 @@ def hints(model: str | None, labels: Path | None, overrides: tuple[str, ...]) ->
     names: tuple[str, ...] = ()
     if labels is not None:
         try:
-            names = tuple(labels.read_text(encoding="utf-8").split("\n"))
+            names = tuple(labels.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"))
         except (OSError, UnicodeDecodeError) as error:
             raise CheckpointError(f"--labels {labels}: cannot be read: {error}") from None
-        names = names[:-1] if names[-1] == "" else names
+        if "" in map(str.strip, names):
+            raise CheckpointError(f"--labels {labels}: line {[*map(str.strip, names)].index('') + 1} is empty")
     return Hints(model, _changes(overrides), names)
 
 
@@ -123,9 +142,14 @@ def _changes(overrides: tuple[str, ...]) -> dict[str, Any]:
             found[key] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise CheckpointError(f"override {word!r}: the value is not valid YAML; quote it for the shell") from None
+        if key not in _FIELDS:
+            near = difflib.get_close_matches(key, _FIELDS, n=1, cutoff=0.5)
+            raise CheckpointError(
+                f"override {word!r}: " + (f"did you mean model.{near[0]}?" if near else "unknown key")
+            )
     try:
         section = ModelSection.model_validate({"name": "", "num_classes": 0, **found})
     except ValidationError as error:
         problem = error.errors()[0]
         raise CheckpointError(f"override model.{problem['loc'][0]}: {problem['msg']}") from None
-    return {key: getattr(section, key) for key in found}
+    return {key: value for key in found if (value := getattr(section, key)) is not None}

@@ -92,7 +92,8 @@ class InitSection(Section):
     """Weights to start from, for fine-tuning."""
 
     path: Path | None = None
-    """An exported model folder (model.safetensors + card.json); random weights when left out."""
+    """A model to start from: a folder of `vitscale export` or `import`, of timm or of Hugging Face, or Google's npz;
+    random weights when left out."""
     representation: Literal["keep", "drop"] = "drop"
     """Whether the representation layer of the loaded model stays. The ViT paper drops it to fine-tune."""
     pos_embed: Literal["timm", "timm_npz", "google"] = "timm"

@@ -66,7 +66,8 @@ def adapt_in_chans(weight: Tensor, in_chans: int) -> Tensor:
     """Make a first convolution's weight for other channels, keeping the size of what it gives.
 
     One channel gets the sum over the old ones, as for an image whose channels are all equal. More get the old
-    ones repeated in turn and scaled by old / new (the rule of timm).
+    ones repeated in turn and scaled by old / new. This is timm's rule; behind a hybrid's weight standardisation,
+    which undoes every scale, its features are only near those of the old channels.
 
     Args:
         weight: [D, old_channels, height, width].

@@ -5,7 +5,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -20,7 +20,11 @@ _MIIL_CLASSES = 11_221
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the model's input."""
+    """How an image becomes the model's input.
+
+    Raises:
+        ConfigError: a deviation is not above 0, or the crop not within the image.
+    """
 
     mean: RGB = (0.5, 0.5, 0.5)
     """Taken from the pixels, in units of 0 to 1."""
@@ -30,6 +34,12 @@ class Preprocessing:
     """Side of the centre crop over the resized image's shorter side."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Filter of the resize."""
+
+    def __post_init__(self) -> None:
+        if not (all(deviation > 0 for deviation in self.std) and 0 < self.crop <= 1):
+            raise ConfigError(
+                f"pixels: std {list(self.std)}, crop {self.crop}: std above 0 and 0 < crop <= 1 are wanted"
+            )
 
 
 @dataclass(frozen=True)
@@ -276,14 +286,21 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType({name: entry.variant for name
 """The architectures of the table alone."""
 
 
+_FIELDS = {field.name for field in fields(Variant)}
+
+
 def resolve_variant(name: str, **changes: Any) -> Variant:
     """The variant of this name with the given fields changed; a change to None leaves the variant's own value.
 
     Raises:
-        ConfigError: no variant has this name (the message names the nearest), or the changed shape is none.
+        ConfigError: no variant has this name (the message names the nearest), a field is none, or the changed
+            shape is none.
     """
     if name not in VARIANTS:
         near = difflib.get_close_matches(name, VARIANTS, n=3, cutoff=0.5)
         mend = f"did you mean {' or '.join(near)}?" if near else f"the variants are {', '.join(VARIANTS)}"
         raise ConfigError(f"model.name {name!r} is unknown: {mend}")
+    if unknown := sorted(set(changes) - _FIELDS):
+        near = difflib.get_close_matches(unknown[0], _FIELDS, n=1, cutoff=0.5)
+        raise ConfigError(f"unknown key model.{unknown[0]}" + (f": did you mean model.{near[0]}?" if near else ""))
     return replace(VARIANTS[name], **{field: value for field, value in changes.items() if value is not None})

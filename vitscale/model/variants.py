@@ -1,7 +1,9 @@
 """What fixes a Vision Transformer: one frozen value with every architectural choice, and the numbers that follow."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from vitscale.errors import ConfigError
 
@@ -11,6 +13,8 @@ Size = int | tuple[int, int]
 """Pixels: the side of a square, or (height, width)."""
 
 _ROOT_STRIDE = 4
+# No size of a model is larger; a damaged config's may be.
+_LARGEST = 2**31
 
 
 @dataclass(frozen=True)
@@ -20,8 +24,8 @@ class Variant:
     The defaults are the ViT paper's (Dosovitskiy et al. 2021, arXiv 2010.11929); everything else is off.
 
     Raises:
-        ConfigError: the image is no whole number of patches, the width no whole number of heads, or two
-            choices exclude each other.
+        ConfigError: a value is none of its kind, the image is no whole number of patches, the width no whole number
+            of heads, or two choices exclude each other.
     """
 
     patch_size: Size
@@ -69,15 +73,23 @@ class Variant:
     ResNet's root alone, None no ResNet."""
 
     def __post_init__(self) -> None:
-        for name in ("img_size", "patch_size"):  # a pair of equal sides is the square, a list (YAML, JSON) a pair
-            size = getattr(self, name)
-            if not isinstance(size, int):
-                height, width = size
-                object.__setattr__(self, name, height if height == width else (height, width))
-        if self.stem is not None:
-            object.__setattr__(self, "stem", tuple(self.stem))
+        for name in ("img_size", "patch_size", "stem"):  # YAML and JSON have lists
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_values()
+        for name in ("img_size", "patch_size"):
+            height, width = _pair(getattr(self, name))
+            if height == width:
+                object.__setattr__(self, name, height)
         self._check_division()
         self._check_choices()
+
+    def _check_values(self) -> None:
+        """Annotations bind nobody, and configs of others end here."""
+        for names, holds, wanted in _KINDS:
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise ConfigError(f"model.{name} {getattr(self, name)!r}: {wanted} is wanted")
 
     def _check_division(self) -> None:
         cells = "" if self.stem is None else f" (cells of {self.stem_stride} px behind the stem)"
@@ -167,8 +179,41 @@ class Variant:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def _is_count(number: Any, least: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and least <= number <= _LARGEST
+
+
+def _is_number(number: Any) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+
+
+def _are_counts(numbers: Any) -> bool:
+    return isinstance(numbers, tuple) and all(_is_count(number, 1) for number in numbers)
+
+
+_KINDS: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        ("img_size", "patch_size"),
+        lambda size: _is_count(size, 1) or (_are_counts(size) and len(size) == 2),
+        "a whole number of pixels, or [height, width],",
+    ),
+    (("embed_dim", "depth", "num_heads", "in_chans"), lambda n: _is_count(n, 1), "a whole number from 1 on"),
+    (("representation_size", "num_classes", "reg_tokens"), lambda n: _is_count(n, 0), "a whole number from 0 on"),
+    (("mlp_ratio", "norm_eps"), lambda n: _is_number(n) and n > 0, "a number above 0"),
+    (("layer_scale",), lambda n: _is_number(n) and n >= 0, "a number from 0 on"),
+    (("pool",), lambda word: word in get_args(Pool), f"one of {', '.join(get_args(Pool))}"),
+    (("act",), lambda word: word in get_args(Act), f"one of {', '.join(get_args(Act))}"),
+    (
+        ("qkv_bias", "distilled", "qk_norm", "parallel", "norm_bias"),
+        lambda choice: isinstance(choice, bool),
+        "true or false",
+    ),
+    (("stem",), lambda stages: stages is None or _are_counts(stages), "a list of whole numbers from 1 on, or none,"),
+)
+
+
 def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
+    return size if isinstance(size, tuple) else (size, size)
 
 
 def _multiples_around(value: int, unit: int) -> str:

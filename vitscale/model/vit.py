@@ -5,6 +5,7 @@ Shapes: B images, C channels, S tokens, P patches, D width.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class VisionTransformer(nn.Module):
         head_bias_init: first value of the head's biases, here and after `reset_classifier`; None leaves it to
             `weight_init`.
 
+    Raises:
+        ConfigError: there is no such `weight_init`.
+
     Attributes:
         variant: the architecture as it is now.
         blocks: the transformer blocks, for per-block compilation and sharding.
@@ -52,6 +56,8 @@ class VisionTransformer(nn.Module):
         head_bias_init: float | None = None,
     ) -> None:
         super().__init__()
+        if weight_init not in get_args(Scheme):
+            raise ConfigError(f"model.weight_init {weight_init!r}: one of {', '.join(get_args(Scheme))} is wanted")
         self.variant = variant
         self.weight_init = weight_init
         self.head_bias_init = head_bias_init

@@ -1,11 +1,12 @@
 """From a config to the parts of a run: datasets, batch split, model, loss, engine, loaders."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from vitscale.checkpoint import PortableModel, adapt_to, check_trunk, load_into, read_portable
+from vitscale.checkpoint import READERS, PortableModel, adapt_to, check_trunk, load_into, read_portable
 from vitscale.config import BatchSplit, Config, split_batch, total_steps
 from vitscale.data.index import SplitIndex, open_split
 from vitscale.engine import TrainEngine, create_engine, render_deepspeed_config, resolve_precision
@@ -14,6 +15,8 @@ from vitscale.losses import SIGMOID_HEAD_BIAS, classification_loss
 from vitscale.model import Variant, VisionTransformer, create_model, resolve_variant
 from vitscale.optim import build_optimizer
 from vitscale.ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,15 +133,27 @@ def _resolve(config: Config) -> Variant:
 
 
 def _check_init(config: Config, variant: Variant) -> None:
-    assert config.init.path is not None
-    found = read_portable(config.init.path)
+    path = config.init.path
+    assert path is not None
+    if READERS["state_dict"].recognises(path):
+        raise ConfigError(
+            f"init.path {path}: such a file does not say what it is: "
+            f"`vitscale import {path} --model NAME --out FOLDER`, then init.path=FOLDER"
+        )
+    found = read_portable(path)
     if config.init.representation == "keep" and found.variant.representation_size != variant.representation_size:
         size = found.variant.representation_size
         raise ConfigError(
-            f"init.representation=keep: {config.init.path} has a representation layer of {size}, "
+            f"init.representation=keep: {path} has a representation layer of {size}, "
             f"the model of {variant.representation_size}: set model.representation_size={size}"
         )
     check_trunk(found, variant)
+    pixels = found.preprocessing
+    if (pixels.mean, pixels.std) != (config.data.mean, config.data.std):
+        log.warning(
+            "init.path %s was trained on pixels with mean %s and std %s, data.mean and data.std are %s and %s",
+            path, list(pixels.mean), list(pixels.std), list(config.data.mean), list(config.data.std),
+        )  # fmt: skip
 
 
 def _check_images(variant: Variant) -> None:

@@ -8,6 +8,7 @@ RUN/exit.json         how the last start ended (launchers mask exit statuses)
 RUN/metrics.jsonl, RUN/tensorboard/, RUN/checkpoints/
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,8 +23,8 @@ from typing import IO, Any
 
 import yaml
 
-from vitscale.config import Config, differing_keys
-from vitscale.errors import EXIT_FILE_VARIABLE, ExitStatus, RunDirectoryError
+from vitscale.config import Config, differing_keys, parse_config
+from vitscale.errors import EXIT_FILE_VARIABLE, ConfigError, ExitStatus, RunDirectoryError
 from vitscale.ranks import Ranks
 from vitscale.train.together import on_main
 
@@ -119,6 +120,8 @@ def _keep_config(file: Path, config: Config, allow_change: Sequence[str]) -> Non
     resolved = config.model_dump(mode="json")
     if file.exists():
         recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        with contextlib.suppress(ConfigError):  # keys that are newer than the run have their defaults in it
+            recorded = parse_config(recorded, source=str(file)).model_dump(mode="json")
         changed = [key for key in differing_keys(recorded, resolved) if key not in allow_change]
         if changed:
             flags = " ".join(f"--allow-change {key}" for key in changed)

@@ -199,8 +199,6 @@ OTHER_TRUNKS = {
     "num_heads": ({"num_heads": 3}, "has num_heads 2, the model 3: set model.num_heads=2"),
     "mlp_hidden": ({"mlp_ratio": 2.0}, "has mlp_hidden 96, the model 48: set model.mlp_ratio=4.0"),
     "qkv_bias": ({"qkv_bias": False}, "has qkv_bias True, the model False: set model.qkv_bias=True"),
-    "pool": ({"pool": "avg"}, "has pool token, the model avg: set model.pool=token"),
-    "distilled": ({"distilled": True}, "has distilled False, the model True: set model.distilled=False"),
     "layer_scale": ({"layer_scale": 0.1}, "has layer_scale False, the model True: set model.layer_scale=0.0"),
     "qk_norm": ({"qk_norm": True}, "has qk_norm False, the model True: set model.qk_norm=False"),
     "parallel": ({"parallel": True}, "has parallel False, the model True: set model.parallel=False"),
@@ -270,6 +268,58 @@ def test_what_differs_without_changing_the_trunk_is_let_through():
     assert changed(model, adapt_to(model, target)) == {
         "pos_embed", "reg_token", "patch_embed.proj.weight", *HEAD
     }  # fmt: skip
+
+
+# Another pooling: any trunk can be averaged, and no other pooling comes from nothing.
+
+
+@pytest.mark.parametrize(
+    ("own", "gone"),
+    [
+        ({}, {"cls_token"}),
+        ({"reg_tokens": 2}, {"cls_token"}),
+        ({"distilled": True}, {"cls_token", "dist_token", "head_dist.weight", "head_dist.bias"}),
+        ({"pool": "map"}, {name for name in random_portable(pool="map").weights if name.startswith("attn_pool.")}),
+    ],
+)
+def test_any_trunk_can_be_averaged_without_the_tokens_and_heads_of_its_own_pooling(own, gone):
+    model = random_portable(**own)
+    after = adapted(model, pool="avg", distilled=False)
+    assert (after.variant.pool, after.variant.num_classes, after.labels) == ("avg", 0, ())
+    tokens = model.variant.prefix_tokens - model.variant.reg_tokens
+    assert changed(model, after) == gone | HEAD | ({"pos_embed"} if tokens else set())
+    assert torch.equal(after.weights["pos_embed"], model.weights["pos_embed"][:, tokens:])
+    assert after.build(torch.float64)(images_for(after)).shape == (2, 24)
+
+
+def test_a_distilled_trunk_goes_on_without_its_second_token_and_heads():
+    model = random_portable(distilled=True, reg_tokens=1)
+    after = adapted(model, distilled=False, reg_tokens=2)
+    heads = {*HEAD, "head_dist.weight", "head_dist.bias"}
+    assert changed(model, after) == {"dist_token", "reg_token", "pos_embed", *heads}
+    old, new = model.weights["pos_embed"], after.weights["pos_embed"]
+    # Class token, the first register, a new one, patches.
+    assert torch.equal(new, torch.cat([old[:, :1], old[:, 2:3], torch.zeros(1, 1, 24), old[:, 3:]], dim=1))
+
+
+@pytest.mark.parametrize(("own", "wanted"), [("token", "map"), ("avg", "token"), ("avg", "map"), ("map", "token")])
+def test_a_pooling_that_the_weights_have_nothing_for_is_refused(own, wanted):
+    said = (
+        f"run/step-00000001 has pool {own}, the model {wanted}: set model.pool={own}, or avg, which any trunk can have"
+    )
+    for refuse in (check_trunk, adapt_to):
+        model = random_portable(pool=own)
+        with pytest.raises(CheckpointError) as error:
+            refuse(model, replace(model.variant, pool=wanted))
+        assert str(error.value) == said
+
+
+def test_a_distillation_token_that_the_weights_do_not_have_is_refused():
+    said = "run/step-00000001 has no distillation token, the model has one: set model.distilled=false"
+    model = random_portable()
+    with pytest.raises(CheckpointError) as error:
+        adapted(model, distilled=True)
+    assert str(error.value) == said
 
 
 # Into a built model.

@@ -18,7 +18,7 @@ from portable_models import random_portable, with_weights
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
-from vitscale.checkpoint import FORMATS, WRITTEN, ExportOptions, Hints, read_portable, record_file, write_portable
+from vitscale.checkpoint import FORMATS, ExportOptions, Hints, read_portable, record_file, write_portable
 from vitscale.checkpoint.containers import open_tensors
 from vitscale.errors import CheckpointError, ConfigError
 from vitscale.model import VARIANTS, VisionTransformer
@@ -51,6 +51,11 @@ def written(folder, format_="vitscale", **changes):
     for name, content in files_of(format_, **changes).items():
         (folder / name).write_bytes(content)
     return folder
+
+
+def bare_npz(tmp_path, format_="npz", **changes):
+    """The arrays of an export without their card, as Google publishes them."""
+    return (written(tmp_path / "export", format_, **changes) / "model.npz").rename(tmp_path / "google.npz")
 
 
 def state_of(model):
@@ -107,20 +112,25 @@ def changed(tmp_path, format_, change):
     return folder
 
 
+def needed(format_):
+    """What has to be said of a file that does not say it itself."""
+    return Hints(TINY, SMALL) if format_ == "state_dict" else None
+
+
 @pytest.mark.parametrize("format_", PLACES)
 def test_the_place_of_a_format_is_one_it_has(tmp_path, format_):
     """The tests below would pass with any key that is not there."""
     seen = []
     path = changed(tmp_path, format_, lambda tensors, key: seen.append(tuple(tensors[key].shape)))
     assert seen == [(24,)]
-    read_portable(path, hints=Hints(TINY, SMALL)).build()
+    read_portable(path, hints=needed(format_)).build()
 
 
 @pytest.mark.parametrize("format_", PLACES)
 def test_a_missing_tensor_is_named_with_its_shape(tmp_path, format_):
     file, _, key = PLACES[format_]
     path = changed(tmp_path, format_, lambda tensors, key: tensors.pop(key))
-    said = refusal(path, Hints(TINY, SMALL))
+    said = refusal(path, needed(format_))
     assert f"{file}: {key} [24] is missing" in said
 
 
@@ -128,7 +138,7 @@ def test_a_missing_tensor_is_named_with_its_shape(tmp_path, format_):
 def test_a_tensor_of_another_shape_is_named_with_both(tmp_path, format_):
     file, _, key = PLACES[format_]
     path = changed(tmp_path, format_, lambda tensors, key: tensors.update({key: torch.ones(25)}))
-    said = refusal(path, Hints(TINY, SMALL))
+    said = refusal(path, needed(format_))
     assert f"{file}: {key} has shape [25], the model wants [24]" in said
 
 
@@ -139,7 +149,7 @@ def test_tensors_that_have_no_place_are_named_and_counted(tmp_path, format_):
     def add(tensors, key):
         tensors |= {f"{key}_a": torch.ones(2, 3), f"{key}_b": torch.ones(1), f"{key}_c": torch.ones(1)}
 
-    said = refusal(changed(tmp_path, format_, add), Hints(TINY, SMALL))
+    said = refusal(changed(tmp_path, format_, add), needed(format_))
     assert f"{file}: {key}_a [2, 3] has no place in this model (and 2 more)" in said
 
 
@@ -164,12 +174,12 @@ def test_values_that_are_no_numbers_are_counted_when_the_model_is_built(tmp_path
     def spoil(tensors, key):
         tensors[key][3:5] = torch.tensor([float("nan"), float("-inf")])
 
-    said = refusal(changed(tmp_path, format_, spoil), Hints(TINY, SMALL))
+    said = refusal(changed(tmp_path, format_, spoil), needed(format_))
     assert "blocks.1.norm2.weight: 2 of 24 values are NaN or infinite" in said
     assert "damaged or of a run that diverged" in said
 
 
-@pytest.mark.parametrize("format_", WRITTEN)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_values_that_are_no_numbers_are_never_exported(tmp_path, format_):
     model = random_portable()
     spoilt = model.weights["blocks.0.attn.qkv.weight"].clone()
@@ -186,8 +196,7 @@ def test_values_that_are_no_numbers_are_never_exported(tmp_path, format_):
 def test_what_a_key_says_to_a_terminal_is_not_passed_on(tmp_path, suffix):
     key = "Transformer/\x1b]0;owned\x07\nall is well"
     if suffix == ".npz":
-        path = written(tmp_path / "export", "npz") / "model.npz"
-        with np.load(path) as arrays:
+        with np.load(bare_npz(tmp_path)) as arrays:
             np.savez(tmp_path / "x.npz", **{**arrays, key: np.ones(2)})
     else:
         state = state_of(random_portable()) | {key: torch.ones(2)}
@@ -223,9 +232,8 @@ def test_a_vision_transformer_of_another_width_is_named_with_both_shapes(tmp_pat
 
 
 def test_an_npz_of_another_width_is_named_with_both_shapes(tmp_path):
-    folder = written(tmp_path / "export", "npz", patch_size=16)
-    said = refusal(folder / "model.npz", Hints(TINY))
-    assert "model.npz: embedding/kernel has shape [16, 16, 3, 24], the model wants [16, 16, 3, 192]" in said
+    said = refusal(bare_npz(tmp_path, patch_size=16), Hints(TINY))
+    assert "google.npz: embedding/kernel has shape [16, 16, 3, 24], the model wants [16, 16, 3, 192]" in said
     assert "--model" in said
 
 
@@ -370,7 +378,7 @@ def test_the_arguments_of_a_run_are_allowed_for_the_one_load_alone(tmp_path):
     before = torch.serialization.get_safe_globals()
     torch.save({"model": {"x": torch.ones(2)}, "args": argparse.Namespace(lr=1)}, tmp_path / "x.pth")
     assert list(open_tensors(tmp_path / "x.pth")) == ["x"]
-    assert torch.serialization.get_safe_globals() == before
+    assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
 # Damage.
@@ -383,11 +391,11 @@ def safetensors_file(folder):
 
 
 def npz_file(folder):
-    return written(folder / "npz", "npz") / "model.npz"
+    return bare_npz(folder)
 
 
 def compressed_npz_file(folder):
-    with np.load(npz_file(folder)) as arrays:
+    with np.load(bare_npz(folder)) as arrays:
         np.savez_compressed(folder / "sound.npz", **arrays)
     return folder / "sound.npz"
 
@@ -533,12 +541,14 @@ def test_patches_that_are_no_square_ask_for_the_size_of_the_images(tmp_path, for
         path = tmp_path / "oblong.pth"
         torch.save(state_of(random_portable(img_size=(32, 48))), path)
     else:
-        path = written(tmp_path / "export", format_, img_size=(32, 48)) / "model.npz"
-    said = refusal(path, Hints(TINY, SMALL))
+        path = bare_npz(tmp_path, format_, img_size=(32, 48))
+    size_apart = {key: value for key, value in SMALL.items() if key != "img_size"}
+    said = refusal(path, Hints(TINY, size_apart))
     assert f"{path}: " in said
     assert "leaves 24 patches, which are no square grid" in said
     assert "model.img_size=[H,W]" in said
     read_portable(path, hints=Hints(TINY, {**SMALL, "img_size": (32, 48)})).build()
+    assert "model.img_size=32 makes 17 tokens, the position embedding has 25" in refusal(path, Hints(TINY, SMALL))
 
 
 def test_a_scanned_checkpoint_of_big_vision_says_what_to_do(tmp_path):
@@ -561,13 +571,13 @@ def test_a_scanned_checkpoint_of_big_vision_says_what_to_do(tmp_path):
     ],
 )
 def test_a_model_that_googles_arrays_cannot_be_is_refused(tmp_path, hints, why):
-    path = written(tmp_path / "export", "npz") / "model.npz"
+    path = bare_npz(tmp_path)
     said = refusal(path, hints)
     assert f"{path}: no file of this format is of the model that was asked for: {why}" in said
 
 
 def test_an_npz_taken_for_what_divides_into_no_heads_is_one_line(tmp_path):
-    path = written(tmp_path / "export", "npz") / "model.npz"
+    path = bare_npz(tmp_path)
     said = refusal(path, Hints(changes={"num_heads": 5}))
     assert said.startswith(f"{path}: model.embed_dim 24 is no multiple of model.num_heads 5")
 
@@ -577,9 +587,7 @@ def test_an_npz_taken_for_what_divides_into_no_heads_is_one_line(tmp_path):
 
 @pytest.mark.parametrize("format_", ["timm", "hf", "state_dict", "npz"])
 def test_labels_that_are_given_must_be_one_for_each_class(tmp_path, format_):
-    path = changed(tmp_path, format_, lambda tensors, key: None)
-    if format_ == "npz":
-        path = path / "model.npz"
+    path = bare_npz(tmp_path) if format_ == "npz" else changed(tmp_path, format_, lambda tensors, key: None)
     said = refusal(path, Hints(TINY, SMALL, ("cat", "dog")))
     assert said == f"{path.name}: 2 labels for a head of 5 classes"
     found = read_portable(path, hints=Hints(TINY, SMALL, ("cat", "dog", "eel", "fox", "gnu")))
@@ -790,8 +798,8 @@ def test_a_folder_without_its_weights_is_one_line(tmp_path, format_, file):
     folder = written(tmp_path / "export", format_)
     (folder / file).unlink()
     said = refusal(folder)
-    assert str(folder) in said
-    assert "weights" in said or file in said
+    assert said.startswith(str(folder))
+    assert "no exported model" in said or file in said
 
 
 @pytest.mark.parametrize("format_", ["vitscale", "npz"])
@@ -818,7 +826,7 @@ def test_a_card_with_a_value_that_cannot_be_is_one_line_that_names_it(tmp_path, 
     assert key in said
 
 
-@pytest.mark.parametrize("key", ["model", "labels", "mean", "weights", "origin"])
+@pytest.mark.parametrize("key", ["model", "labels", "mean", "weights", "trained"])
 def test_a_card_without_one_of_its_fields_is_damaged(tmp_path, key):
     folder = written(tmp_path / "export")
     without_key(folder / "card.json", key)
@@ -831,6 +839,22 @@ def test_an_origin_that_does_not_say_which_weights_is_that_of_raw_ones(tmp_path)
     folder = written(tmp_path / "export")
     edit(folder / "card.json", origin={})
     assert read_portable(folder).origin.weights == "raw"
+    without_key(folder / "card.json", "origin")
+    assert read_portable(folder).origin.weights == "raw"
+
+
+@pytest.mark.parametrize("format_", ["vitscale", "npz", "big_vision"])
+@pytest.mark.parametrize(("hints", "said"), [(Hints(TINY), "--model"), (Hints(changes={"depth": 2}), "model.depth")])
+def test_what_a_card_says_is_not_to_be_said_again(tmp_path, format_, hints, said):
+    folder = written(tmp_path / "export", format_)
+    assert refusal(folder, hints) == f"{folder}: card.json says what this is ({TINY}): leave {said} out"
+
+
+@pytest.mark.parametrize("format_", ["vitscale", "npz", "big_vision"])
+def test_labels_that_are_given_go_before_those_of_a_card(tmp_path, format_):
+    folder = written(tmp_path / "export", format_)
+    assert read_portable(folder, hints=Hints(labels=tuple("abcde"))).labels == tuple("abcde")
+    assert refusal(folder, Hints(labels=("cat",))) == "export: 1 labels for a head of 5 classes"
 
 
 @pytest.mark.parametrize(("format_", "file"), [("vitscale", "model.safetensors"), ("npz", "model.npz")])

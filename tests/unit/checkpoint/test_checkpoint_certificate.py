@@ -1,5 +1,6 @@
 """What an export is held to, and that one which is not kept leaves nothing behind."""
 
+import fcntl
 import hashlib
 import importlib
 import json
@@ -16,7 +17,6 @@ from torch import nn
 from vitscale.checkpoint import (
     CERTIFICATE_NAME,
     FORMATS,
-    WRITTEN,
     Certificate,
     CheckpointStore,
     ExportOptions,
@@ -28,7 +28,8 @@ from vitscale.checkpoint import (
     write_fragments,
     write_portable,
 )
-from vitscale.checkpoint.verification import TOLERANCE, verify_export
+from vitscale.checkpoint.export import _LOCK_NAME
+from vitscale.checkpoint.verification import TOLERANCE
 from vitscale.engine import MASTER, Fragment
 from vitscale.errors import CheckpointError
 from vitscale.model import resolve_variant
@@ -57,7 +58,7 @@ def raises_and_leaves_nothing(folder, model, options, said):
 # What it says.
 
 
-@pytest.mark.parametrize("format_", WRITTEN)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_a_certificate_tells_what_was_written_from_what(tmp_path, format_):
     model = random_portable(img_size=(32, 48))
     returned = write_portable(model, tmp_path / "out", ExportOptions(format=format_))
@@ -72,7 +73,7 @@ def test_a_certificate_tells_what_was_written_from_what(tmp_path, format_):
     assert certificate.versions == {name: version(name) for name in ("vitscale", "torch", "safetensors", "numpy")}
 
 
-@pytest.mark.parametrize("format_", WRITTEN)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_a_certificate_records_every_file_as_it_is_on_the_disk(tmp_path, format_):
     certificate = write_portable(random_portable(), tmp_path / "out", ExportOptions(format=format_))
     assert {record.name for record in certificate.files} == FILES[format_]
@@ -91,7 +92,7 @@ def test_a_certificate_says_the_precision(tmp_path):
 
 
 def test_equal_models_give_equal_files(tmp_path):
-    for format_ in WRITTEN:
+    for format_ in FORMATS:
         first, second = (
             write_portable(random_portable(), tmp_path / f"{format_}-{turn}", ExportOptions(format=format_))
             for turn in (1, 2)
@@ -112,7 +113,11 @@ def test_a_card_carries_how_the_weights_were_trained_and_where_they_are_from(tmp
     model = replace(random_portable(), trained={"step": 7, "metrics": {"top1": 0.5}})
     write_portable(model, tmp_path / "out", ExportOptions(format=format_))
     origin = {"path": "run/step-00000001", "sha256": "a" * 64, "weights": "raw"}
-    assert read_portable(tmp_path / "out").trained == {"step": 7, "metrics": {"top1": 0.5}, "origin": origin}
+    found = read_portable(tmp_path / "out")
+    assert found.trained == {"step": 7, "metrics": {"top1": 0.5}, "origins": [origin]}
+    write_portable(found, tmp_path / "next", ExportOptions(format=format_))
+    asked = {"path": "out", "sha256": found.origin.sha256, "weights": "raw"}
+    assert read_portable(tmp_path / "next").trained["origins"] == [origin, asked]
 
 
 @pytest.fixture
@@ -156,7 +161,7 @@ def test_an_export_of_a_run_is_certified_against_the_tags_manifest(tmp_path, run
     trained = back.trained
     assert (trained["source"], trained["step"], trained["images_seen"]) == ("run/step-00000003", 3, 24)
     assert (trained["metrics"], trained["versions"]) == ({"top1": 0.25}, {"torch": "1"})
-    assert trained["origin"] == certificate.origin
+    assert trained["origins"] == [certificate.origin]
 
 
 # What is not kept is not exported.
@@ -168,7 +173,7 @@ def flipped(model):
     return with_weights(model, norm__bias=weights)
 
 
-@pytest.mark.parametrize("format_", WRITTEN)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_a_format_that_writes_one_value_otherwise_is_found_out(tmp_path, monkeypatch, format_):
     model, write = random_portable(), type(FORMATS[format_]).write
     monkeypatch.setattr(
@@ -216,6 +221,18 @@ TAMPERED = {
         "timm", lambda f: rewrite(f / WEIGHTS, lambda t: t["norm.bias"].neg_()), r"norm\.bias came back changed by up"
     ),
     "timm: a bit": ("timm", lambda f: flip_a_bit(f / WEIGHTS), "came back changed by up to "),
+    "timm: the labels": (
+        "timm", lambda f: reconfigure(f / CONFIG, "label_names", value=["n1", "n2", "n3", "n4", "n5"]),
+        "the labels came back changed: the export was not kept",
+    ),
+    "timm: the pixels": (
+        "timm", lambda f: reconfigure(f / CONFIG, "pretrained_cfg", "mean", value=[0.5, 0.5, 0.5]),
+        "the pixels came back changed: the export was not kept",
+    ),
+    "hf: the pixels": (
+        "hf", lambda f: reconfigure(f / "preprocessor_config.json", "size", "shortest_edge", value=41),
+        "the pixels came back changed: the export was not kept",
+    ),
     "timm: a tensor less": (
         "timm", lambda f: rewrite(f / WEIGHTS, lambda t: t.pop("norm.bias")), r"norm\.bias \[24\] is missing"
     ),
@@ -273,7 +290,7 @@ def test_what_is_changed_between_writing_and_reading_back_is_found_out(tmp_path,
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("format_", WRITTEN)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_weights_that_are_no_numbers_are_not_exported(tmp_path, format_, value):
     model = random_portable()
     weight = model.weights["blocks.1.attn.qkv.weight"].clone()
@@ -326,20 +343,20 @@ def test_what_an_export_that_was_killed_left_is_taken_away(tmp_path):
     assert not (tmp_path / "out" / "left-over").exists()
 
 
-@pytest.mark.parametrize("format_", WRITTEN)
+@pytest.mark.parametrize("format_", FORMATS)
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, format_):
     def write(self, model, folder, precision):
         (folder / "half").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(FORMATS[format_]), "write", write)
-    said = r"out: cannot be written: No space left on device$"
+    said = r"out: No space left on device: nothing was exported$"
     raises_and_leaves_nothing(tmp_path, random_portable(), ExportOptions(format=format_), said)
 
 
 def test_a_destination_below_a_file_ends_in_one_line(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"file/out: cannot be written: Not a directory"):
+    with pytest.raises(CheckpointError, match=r"file/\.tmp-out: Not a directory: nothing was exported$"):
         write_portable(random_portable(), tmp_path / "file" / "out", ExportOptions())
     assert (tmp_path / "file").read_text() == "mine"
 
@@ -353,10 +370,23 @@ def test_a_destination_that_someone_else_filled_meanwhile_stays_theirs(tmp_path,
         (tmp_path / "out" / "theirs").write_text("theirs")
 
     monkeypatch.setattr(type(FORMATS["vitscale"]), "write", write_while_another_does)
-    with pytest.raises(CheckpointError, match=r"out: cannot be written: Directory not empty"):
+    with pytest.raises(CheckpointError, match=r"out: exists already: choose another --out"):
         write_portable(random_portable(), tmp_path / "out", ExportOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
+
+
+def test_an_export_under_way_is_not_disturbed(tmp_path):
+    staging = tmp_path / ".tmp-out"
+    staging.mkdir()
+    (staging / "half").write_bytes(b"half")
+    with (staging / _LOCK_NAME).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match=r"out: another export is writing it: wait for it, or choose another"):
+            write_portable(random_portable(), tmp_path / "out", ExportOptions())
+        assert (staging / "half").read_bytes() == b"half"
+    write_portable(random_portable(), tmp_path / "out", ExportOptions())
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
 def test_an_interrupt_leaves_nothing(tmp_path, monkeypatch):
@@ -392,7 +422,8 @@ def test_a_verification_measures_the_memory_of_the_two_models_in_float64(tmp_pat
     model = random_portable(embed_dim=512)
     certificate = write_portable(model, tmp_path / "out", ExportOptions(format="timm", verify=True))
     model_bytes = 8 * certificate.round_trip.elements
-    assert model_bytes < certificate.verification.peak_rss_bytes < 6 * model_bytes
+    # In part it is memory that the process had used and freed before.
+    assert model_bytes / 4 < certificate.verification.peak_rss_bytes < 6 * model_bytes
 
 
 def spoilt_timm(monkeypatch, spoil):
@@ -477,17 +508,15 @@ def test_a_missing_library_is_named_with_what_installs_it(tmp_path, monkeypatch,
 
     def without(name, *args):
         if name == library:
-            raise ImportError(name)
+            raise ImportError("no such\nmodule")
         return import_module(name, *args)
 
     monkeypatch.setattr(importlib, "import_module", without)
-    said = rf"^--verify needs {library}: pip install 'vitscale\[verify\]'$"
+    said = rf"^--verify needs {library}: pip install 'vitscale\[verify\]' \(no such module\)$"
     raises_and_leaves_nothing(tmp_path, random_portable(), ExportOptions(format=format_, verify=True), said)
 
 
-def test_our_own_format_has_no_other_library_to_compare_with(tmp_path):
+def test_our_own_format_has_no_other_library_to_compare_with():
     said = "--verify compares with another library's model: vitscale's own format has none"
     with pytest.raises(CheckpointError, match=said):
         ExportOptions(format="vitscale", verify=True)
-    with pytest.raises(CheckpointError, match=said):
-        verify_export(tmp_path, "vitscale")

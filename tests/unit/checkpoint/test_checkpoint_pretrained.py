@@ -22,16 +22,16 @@ from vitscale.model import TABLE, resample_pos_embed
 
 TOLERANCE = 1e-5
 GOOGLE, DISTILLED, DINO = "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_small_patch16_224_dino"
-# Google's is whole; the rest of the others' twelve blocks would only cost time.
-SHALLOW = {DISTILLED: {"depth": 2}, DINO: {"depth": 2}}
+# The rest of the twelve blocks would only cost time.
+SHALLOW = {"depth": 2}
 
 
 @cache
-def source(name):
+def source(name, depth=SHALLOW["depth"]):
     """timm's model that the published file is of, with weights of our own."""
-    changes = SHALLOW.get(name, {}) | ({"act_layer": "gelu_tanh"} if name == GOOGLE else {})
+    activation = {"act_layer": "gelu_tanh"} if name == GOOGLE else {}
     with torch.device("meta"):
-        model = timm.create_model(TABLE[name].timm_name, pretrained=False, **changes)
+        model = timm.create_model(TABLE[name].timm_name, pretrained=False, depth=depth, **activation)
     generator = torch.Generator().manual_seed(0)
     for key, parameter in model.to_empty(device="cpu").named_parameters():
         mean = 1.0 if "norm" in key and key.endswith("weight") else 0.0
@@ -39,20 +39,25 @@ def source(name):
     return model.eval().requires_grad_(False)
 
 
+def write_npz(folder, depth=SHALLOW["depth"]):
+    """Google's file of the source model."""
+    entry, state = TABLE[GOOGLE], source(GOOGLE, depth).state_dict()
+    variant = replace(entry.variant, act="gelu_tanh", depth=depth)
+    model = PortableModel(GOOGLE, variant, state, entry.preprocessing, Origin("jax", "0"))
+    FORMATS["npz"].write(model, folder, "fp32")
+    return folder / "model.npz"
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """The files by the name of their row, each as its authors laid it out; not to be written to."""
     folder = tmp_path_factory.mktemp("published")
-    entry, state = TABLE[GOOGLE], source(GOOGLE).state_dict()
-    google = PortableModel(
-        GOOGLE, replace(entry.variant, act="gelu_tanh"), state, entry.preprocessing, Origin("jax", "0")
-    )
-    FORMATS["npz"].write(google, folder, "fp32")
+    google = write_npz(folder)
     torch.save({"model": source(DISTILLED).state_dict()}, folder / "deit.pth")
     torch.save(source(DINO).state_dict(), folder / "dino_deitsmall16_pretrain.pth")
     digest = hashlib.sha256((folder / "deit.pth").read_bytes()).hexdigest()[:8]
     return {
-        GOOGLE: (folder / "model.npz").rename(folder / "Ti_16-i21k-300ep--imagenet2012-res_224.npz"),
+        GOOGLE: google.rename(folder / "Ti_16-i21k-300ep--imagenet2012-res_224.npz"),
         DISTILLED: (folder / "deit.pth").rename(folder / f"deit_tiny_distilled_patch16_224-{digest}.pth"),
         DINO: folder / "dino_deitsmall16_pretrain.pth",
     }
@@ -105,7 +110,7 @@ def remote(published, monkeypatch, tmp_path):
 
 def loaded(published, name, **arguments):
     """The model of a file on the disk."""
-    given = {} if name == GOOGLE else {"model": name, "changes": SHALLOW.get(name)}
+    given = {} if name == GOOGLE else {"model": name, "changes": SHALLOW}
     return load_pretrained(published[name], **given, **arguments)
 
 
@@ -131,17 +136,25 @@ def assert_same_tensors(found, expected, but=()):
 
 
 @pytest.mark.parametrize("name", [GOOGLE, DISTILLED, DINO])
-def test_a_name_is_enough_for_the_logits_of_the_published_model(remote, name):
-    built = load_pretrained(name, changes=SHALLOW.get(name))
+def test_a_name_gives_the_logits_of_the_published_model(remote, name):
+    built = load_pretrained(name, changes=SHALLOW)
     assert_same_logits(built, source(name))
     assert_same_tensors(built.state_dict(), source(name).state_dict())
     assert len(remote.asked) == 1
 
 
 def test_the_architecture_is_that_of_the_file_and_googles_gelu_its_tanh_form(remote):
-    assert load_pretrained(GOOGLE).variant == replace(TABLE[GOOGLE].variant, act="gelu_tanh")
-    built = load_pretrained(DISTILLED, changes=SHALLOW[DISTILLED])
+    google = replace(TABLE[GOOGLE].variant, act="gelu_tanh", depth=2)
+    assert load_pretrained(GOOGLE, changes=SHALLOW).variant == google
+    built = load_pretrained(DISTILLED, changes=SHALLOW)
     assert built.variant == replace(TABLE[DISTILLED].variant, depth=2)
+
+
+def test_a_name_alone_is_the_whole_published_model(remote, tmp_path):
+    remote.files[next(iter(remote.files))] = write_npz(tmp_path, depth=12).read_bytes()
+    built = load_pretrained(GOOGLE)
+    assert_same_logits(built, source(GOOGLE, depth=12))
+    assert built.variant == replace(TABLE[GOOGLE].variant, act="gelu_tanh")
 
 
 def test_it_is_the_package_roots_own():
@@ -152,7 +165,7 @@ def test_it_is_the_package_roots_own():
 def test_an_address_is_fetched(remote):
     google, deit, _ = remote.files
     assert_same_logits(load_pretrained(remote.url(google)), source(GOOGLE))
-    built = load_pretrained(remote.url(deit), model=DISTILLED, changes=SHALLOW[DISTILLED])
+    built = load_pretrained(remote.url(deit), model=DISTILLED, changes=SHALLOW)
     assert_same_logits(built, source(DISTILLED))
     assert remote.asked == [google, deit]
 
@@ -167,7 +180,7 @@ def test_an_address_of_a_file_that_does_not_say_what_it_is_asks_for_a_name(remot
 def test_a_path_is_read_where_it_is(published, monkeypatch, tmp_path, as_type):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     assert_same_logits(load_pretrained(as_type(published[GOOGLE])), source(GOOGLE))
-    built = load_pretrained(as_type(published[DISTILLED]), model=DISTILLED, changes=SHALLOW[DISTILLED])
+    built = load_pretrained(as_type(published[DISTILLED]), model=DISTILLED, changes=SHALLOW)
     assert_same_logits(built, source(DISTILLED))
     assert not (tmp_path / "cache").exists()
 
@@ -205,7 +218,7 @@ def test_what_is_neither_a_name_nor_a_path_says_so(remote):
 
 
 def test_a_second_call_asks_nobody(remote, tmp_path):
-    first, second = (load_pretrained(DISTILLED, changes=SHALLOW[DISTILLED]) for _ in range(2))
+    first, second = (load_pretrained(DISTILLED, changes=SHALLOW) for _ in range(2))
     assert len(remote.asked) == 1
     assert_same_tensors(first.state_dict(), second.state_dict())
     kept = [path.name for path in (tmp_path / "cache" / "weights").iterdir() if path.suffix == ".pth"]
@@ -214,40 +227,40 @@ def test_a_second_call_asks_nobody(remote, tmp_path):
 
 
 def test_two_models_of_one_file_share_nothing(remote):
-    first, second = (load_pretrained(DISTILLED, changes=SHALLOW[DISTILLED]) for _ in range(2))
+    first, second = (load_pretrained(DISTILLED, changes=SHALLOW) for _ in range(2))
     with torch.no_grad():
         for parameter in first.parameters():
             parameter.zero_()
     assert_same_logits(second, source(DISTILLED))
-    assert_same_logits(load_pretrained(DISTILLED, changes=SHALLOW[DISTILLED]), source(DISTILLED))
+    assert_same_logits(load_pretrained(DISTILLED, changes=SHALLOW), source(DISTILLED))
 
 
 def test_what_is_cached_is_there_without_a_network(remote, monkeypatch):
-    load_pretrained(GOOGLE)
+    load_pretrained(GOOGLE, changes=SHALLOW)
     remote.files.clear()
-    assert_same_logits(load_pretrained(GOOGLE, offline=True), source(GOOGLE))
+    assert_same_logits(load_pretrained(GOOGLE, changes=SHALLOW, offline=True), source(GOOGLE))
     monkeypatch.setenv(OFFLINE_VARIABLE, "1")
-    assert_same_logits(load_pretrained(GOOGLE), source(GOOGLE))
+    assert_same_logits(load_pretrained(GOOGLE, changes=SHALLOW), source(GOOGLE))
     assert len(remote.asked) == 1
 
 
 def test_what_is_not_cached_is_refused_offline(remote, monkeypatch):
     with pytest.raises(CheckpointError, match="is not in the cache") as caught:
-        load_pretrained(GOOGLE, offline=True)
+        load_pretrained(GOOGLE, changes=SHALLOW, offline=True)
     assert remote.url(next(iter(remote.files))) in str(caught.value)
     assert str(caught.value).isprintable()
     monkeypatch.setenv(OFFLINE_VARIABLE, "1")
     with pytest.raises(CheckpointError, match=f"is not in the cache .* {OFFLINE_VARIABLE} is set"):
         load_pretrained(remote.url("x.npz"))
     assert remote.asked == []
-    assert_same_logits(load_pretrained(GOOGLE, offline=False), source(GOOGLE))
+    assert_same_logits(load_pretrained(GOOGLE, changes=SHALLOW, offline=False), source(GOOGLE))
 
 
 def test_another_cache_is_filled_when_it_is_named(remote, tmp_path):
-    load_pretrained(GOOGLE, cache_dir=tmp_path / "mine")
+    load_pretrained(GOOGLE, changes=SHALLOW, cache_dir=tmp_path / "mine")
     assert list((tmp_path / "mine").rglob("*.npz"))
     assert not (tmp_path / "cache").exists()
-    load_pretrained(GOOGLE)
+    load_pretrained(GOOGLE, changes=SHALLOW)
     assert len(remote.asked) == 2
 
 
@@ -269,7 +282,7 @@ def test_a_server_that_is_down_is_one_line(published, monkeypatch, tmp_path):
 def test_a_file_that_is_gone_is_one_line(remote):
     remote.files.clear()
     with pytest.raises(CheckpointError, match=r"Ti_16.*\.npz: HTTP 404") as caught:
-        load_pretrained(GOOGLE)
+        load_pretrained(GOOGLE, changes=SHALLOW)
     assert str(caught.value).isprintable()
 
 
@@ -277,7 +290,7 @@ def test_a_file_that_is_not_the_published_one_is_refused(remote):
     name = list(remote.files)[1]
     remote.files[name] = remote.files[name][:-1] + b"x"
     with pytest.raises(CheckpointError, match="its name promises a SHA-256"):
-        load_pretrained(DISTILLED)
+        load_pretrained(DISTILLED, changes=SHALLOW)
 
 
 def wider(path):
@@ -294,10 +307,10 @@ def test_a_file_of_another_model_than_its_row_is_refused(remote, published):
     remote.files[dino] = published[DISTILLED].read_bytes()
     remote.files[google] = wider(published[GOOGLE])
     with pytest.raises(CheckpointError, match=r"leaves 197 patches, .*: it is of another model") as caught:
-        load_pretrained(DINO)
+        load_pretrained(DINO, changes=SHALLOW)
     assert str(caught.value).isprintable()
     with pytest.raises(CheckpointError, match=rf"the model wants \[192\]: it was taken for {GOOGLE}") as caught:
-        load_pretrained(GOOGLE)
+        load_pretrained(GOOGLE, changes=SHALLOW)
     assert str(caught.value).isprintable()
 
 
@@ -380,7 +393,7 @@ def test_another_size_resizes_the_position_embedding_and_nothing_else(published,
 
 def test_a_downloaded_npz_is_resized_as_google_does(remote):
     expected = resample_pos_embed(source(GOOGLE).pos_embed, (14, 24), 1, method="google")
-    assert torch.equal(load_pretrained(GOOGLE, img_size=(224, 384)).pos_embed, expected)
+    assert torch.equal(load_pretrained(GOOGLE, changes=SHALLOW, img_size=(224, 384)).pos_embed, expected)
 
 
 def test_a_state_dict_of_timm_is_resized_as_timm_does(published):
@@ -421,7 +434,7 @@ def test_four_channels_repeat_the_first_at_the_same_strength(published):
 
 @torch.no_grad()
 def test_all_of_it_at_once(remote):
-    built = load_pretrained(GOOGLE, num_classes=5, img_size=96, in_chans=1)
+    built = load_pretrained(GOOGLE, changes=SHALLOW, num_classes=5, img_size=96, in_chans=1)
     assert built(images(96, 1)).shape == (1, 5)
-    variant = replace(TABLE[GOOGLE].variant, act="gelu_tanh", num_classes=5, img_size=96, in_chans=1)
-    assert built.variant == variant
+    whole = replace(TABLE[GOOGLE].variant, act="gelu_tanh", depth=2)
+    assert built.variant == replace(whole, num_classes=5, img_size=96, in_chans=1)

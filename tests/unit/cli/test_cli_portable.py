@@ -13,7 +13,7 @@ from micro_run import micro_tree
 from safetensors.torch import load_file
 from transformers import ViTModel
 
-from vitscale.checkpoint import WRITTEN, locate, read_portable, stored_weights
+from vitscale.checkpoint import FORMATS, locate, read_portable, stored_weights
 from vitscale.config import load_config
 from vitscale.errors import CheckpointError, ExitStatus
 from vitscale.train import run_training
@@ -61,7 +61,7 @@ def test_an_export_holds_the_checkpoints_weights_and_says_so(run_dir, exported):
     assert found["round_trip"] == {"tensors": len(weights), "elements": sum(w.numel() for w in weights.values())}
 
 
-@pytest.mark.parametrize("format_", [name for name in WRITTEN if name != "vitscale"])
+@pytest.mark.parametrize("format_", [name for name in FORMATS if name != "vitscale"])
 def test_every_format_from_the_checkpoint_and_back_to_ours(run_dir, exported, tmp_path, format_):
     out, back = tmp_path / "out", tmp_path / "back"
     features = ["--features-only"] if format_ in {"timm", "hf"} else []
@@ -140,7 +140,8 @@ def test_import_of_a_bare_state_dict_with_names_and_changes(tmp_path):
         (["--labels", "nowhere.txt"], "--labels nowhere.txt: cannot be read"),
         (["depth=1"], "override 'depth=1': write model.KEY=VALUE"),
         (["model.depth=[1"], "the value is not valid YAML"),
-        (["model.depht=1"], "override model.depht: Extra inputs are not permitted"),
+        (["model.depht=1"], "override 'model.depht=1': did you mean model.depth?"),
+        (["model.drop_rate=0.1"], "override 'model.drop_rate=0.1': "),
         (["model.depth=deep"], "override model.depth: Input should be a valid integer"),
     ],
 )

@@ -1,13 +1,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import images_for, randomise, tiny
+from small_models import count, images_for, randomise, tiny
 from timm.layers import StdConv2dSame
 from timm.models.vision_transformer_hybrid import _resnetv2
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitscale.model import Variant
-from vitscale.model.resnet import StdConv, Unit, build_stem, stem_chans, stem_flops
+from vitscale.model.resnet import StdConv, Unit, build_stem, stem_chans, stem_flops, stem_parameters
 
 STAGES = [(), (1,), (2,), (1, 2), (1, 1, 2), (1, 1, 1, 1)]
 
@@ -50,12 +50,14 @@ def test_a_stem_equals_timms(stages):
 
 
 @pytest.mark.parametrize("stages", STAGES, ids=str)
-def test_a_stem_has_the_stride_channels_and_flops_that_are_computed(stages):
+def test_a_stem_has_the_stride_channels_parameters_and_flops_that_are_computed(stages):
     variant = Variant(patch_size=1, embed_dim=8, depth=1, num_heads=1, img_size=(64, 96), in_chans=2, stem=stages)
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        cells = build_stem(2, stages)(torch.empty(1, 2, 64, 96))
+        stem = build_stem(2, stages)
+        cells = stem(torch.empty(1, 2, 64, 96))
     assert cells.shape == (1, stem_chans(stages), *variant.grid)
     assert counter.get_total_flops() == stem_flops(2, stages, (64, 96))
+    assert count(stem) == stem_parameters(2, stages)
 
 
 @pytest.mark.parametrize(("in_chans", "out_chans", "stride"), [(256, 256, 1), (128, 256, 1), (128, 256, 2)])

@@ -9,7 +9,7 @@ import torch
 from small_models import count
 
 from vitscale.errors import ConfigError
-from vitscale.model import TABLE, VARIANTS, VisionTransformer, create_model, resolve_variant
+from vitscale.model import TABLE, VARIANTS, Preprocessing, VisionTransformer, create_model, resolve_variant
 
 IN21K = 21_843
 PIXELS = {
@@ -197,6 +197,34 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, message):
     with pytest.raises(ConfigError) as caught:
         create_model(name, num_classes=10)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("embed_dimm", "unknown key model.embed_dimm: did you mean model.embed_dim?"),
+        ("zzz", "unknown key model.zzz"),
+    ],
+)
+def test_a_change_of_no_field_is_refused(change, message):
+    with pytest.raises(ConfigError) as caught:
+        resolve_variant("vit_base_patch16_224", depth=3, **{change: None})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"std": (0.5, 0.0, 0.5)}, "std [0.5, 0.0, 0.5], crop 0.9"),
+        ({"std": (0.5, -1.0, 0.5)}, "std [0.5, -1.0, 0.5], crop 0.9"),
+        ({"crop": 0.0}, "std [0.5, 0.5, 0.5], crop 0.0"),
+        ({"crop": 1.1}, "std [0.5, 0.5, 0.5], crop 1.1"),
+    ],
+)
+def test_pixels_that_no_image_becomes_are_refused(changes, shown):
+    with pytest.raises(ConfigError) as caught:
+        Preprocessing(**changes)
+    assert str(caught.value) == f"pixels: {shown}: std above 0 and 0 < crop <= 1 are wanted"
 
 
 def test_a_change_to_none_keeps_the_variants_own_value():

@@ -72,7 +72,7 @@ def test_one_block_of_a_deep_model_computes_the_same(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", DEEP)
+@pytest.mark.parametrize("name", [name for name in DEEP if name != "vit_4b_patch14_224"])  # 16 GB
 def test_a_deep_model_computes_the_same(name):
     variant = COMPARED[name]
     assert_weights_travel_both_ways(on_meta(variant), timm_of_row(name, variant))

@@ -74,6 +74,43 @@ def test_what_makes_no_model_is_refused_in_one_line(changes, message):
     assert error_of(**changes) == message
 
 
+WRONG = {
+    "a whole number of pixels, or [height, width],": {
+        "img_size": [0, "8", 8.0, None, True, (8,), (8, 8, 8), [8, 0]],
+        "patch_size": [0, -4, "4", (4, 0), {4: 4}],
+    },
+    "a whole number from 1 on": {
+        name: [0, -1, 2.0, "2", None, True, 2**31 + 1] for name in ("embed_dim", "depth", "num_heads", "in_chans")
+    },
+    "a whole number from 0 on": {
+        name: [-1, 1.0, "1", None, False] for name in ("representation_size", "num_classes", "reg_tokens")
+    },
+    "a number above 0": {
+        name: [0.0, -1.0, float("nan"), float("inf"), "4", None, True] for name in ("mlp_ratio", "norm_eps")
+    },
+    "a number from 0 on": {"layer_scale": [-1e-4, float("nan"), None, False]},
+    "one of token, avg, map": {"pool": ["mean", None, ["avg"]]},
+    "one of gelu, gelu_tanh, swiglu": {"act": ["relu", None, 0]},
+    "true or false": {
+        name: [0, 1, None, "true"] for name in ("qkv_bias", "distilled", "qk_norm", "parallel", "norm_bias")
+    },
+    "a list of whole numbers from 1 on, or none,": {"stem": [3, (0,), (1, -2), (1, "2"), "12", False]},
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [(field, value, wanted) for wanted, kinds in WRONG.items() for field, values in kinds.items() for value in values],
+)
+def test_a_value_of_another_kind_is_refused_with_what_is_wanted(field, value, wanted):
+    shown = tuple(value) if isinstance(value, list) and field in {"img_size", "patch_size", "stem"} else value
+    assert error_of(**{field: value}) == f"model.{field} {shown!r}: {wanted} is wanted"
+
+
+def test_every_field_has_a_kind():
+    assert {field for kinds in WRONG.values() for field in kinds} == {field.name for field in fields(Variant)}
+
+
 def test_the_factory_passes_the_refusal_on():
     with pytest.raises(ConfigError, match=r"^model\.img_size 384 is no multiple of model\.patch_size 14: use"):
         create_model("vit_huge_patch14_224", num_classes=10, img_size=384)

@@ -381,6 +381,18 @@ def test_forward_is_head_of_features(options, training):
     torch.testing.assert_close(model(images), model.forward_head(features), rtol=0, atol=0)
 
 
+@torch.no_grad()
+def test_the_tokens_before_the_patches_are_class_distillation_and_registers_in_this_order():
+    model = randomise(tiny(distilled=True, reg_tokens=2))
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
+    images = images_for(model)
+    model(images)
+    tokens = [token.expand(2, -1, -1) for token in (model.cls_token, model.dist_token, model.reg_token)]
+    expected = torch.cat([*tokens, model.patch_embed(images)], dim=1) + model.pos_embed
+    assert torch.equal(seen[0], expected)
+
+
 def test_registers_are_never_pooled():
     for pool in ("token", "avg", "map"):
         model = randomise(tiny(pool=pool, reg_tokens=3))
@@ -403,6 +415,12 @@ def test_no_weight_decay_names_parameters_of_the_model(options):
     expected |= {"attn_pool.latent"} if model.variant.pool == "map" else set()
     assert model.no_weight_decay() == expected
     assert expected <= {name for name, _ in model.named_parameters()}
+
+
+def test_an_initialisation_that_there_is_not_is_refused():
+    with pytest.raises(ConfigError) as caught:
+        tiny(weight_init="xavier")
+    assert str(caught.value) == "model.weight_init 'xavier': one of jax, jax_nlhb, trunc_normal is wanted"
 
 
 def test_the_parts_of_a_model_are_found_by_their_names():

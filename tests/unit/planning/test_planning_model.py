@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitscale.model import VARIANTS, Block, Variant, VisionTransformer
-from vitscale.planning import activation_bytes, parameter_parts
+from vitscale.planning import activation_bytes, checkpointed_bytes, parameter_parts
 
 PARTS = {
     "ResNet stem": ("patch_embed.backbone.",),
@@ -73,8 +73,8 @@ def test_parts_of_any_architecture(variant):
     ],
 )
 def test_activations_of_the_large_shapes(name, kept_mb, checkpointed_mb):
-    assert round(activation_bytes(VARIANTS[name], checkpointing=False) / 1e6) == kept_mb
-    assert round(activation_bytes(VARIANTS[name], checkpointing=True) / 1e6) == checkpointed_mb
+    assert round(activation_bytes(VARIANTS[name]) / 1e6) == kept_mb
+    assert round(checkpointed_bytes(VARIANTS[name]) / 1e6) == checkpointed_mb
 
 
 @pytest.mark.parametrize("name", ["vit_huge_patch14_224", "vit_tiny_patch16_224"])
@@ -94,9 +94,9 @@ def test_activations_are_what_autograd_keeps_of_a_block(name):
     tokens = torch.randn(images, variant.tokens, variant.embed_dim, dtype=torch.bfloat16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         block(tokens)
-    assert sum(size for size, _ in kept.values()) == images * activation_bytes(variant, checkpointing=False)
+    assert sum(size for size, _ in kept.values()) == images * activation_bytes(variant)
 
 
 @pytest.mark.parametrize("option", [{"layer_scale": 0.1}, {"qk_norm": True}, {"parallel": True}, {"act": "swiglu"}])
 def test_blocks_that_keep_more_are_not_guessed(option):
-    assert activation_bytes(replace(VARIANTS["vit_tiny_patch16_224"], **option), checkpointing=False) is None
+    assert activation_bytes(replace(VARIANTS["vit_tiny_patch16_224"], **option)) is None

@@ -4,54 +4,61 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from vitscale.checkpoint.card import CARD_NAME
+from vitscale.checkpoint.formats.folder_config import CONFIG_NAME, WEIGHTS_NAME
 from vitscale.checkpoint.formats.hf_folder import HfFormat
-from vitscale.checkpoint.formats.npz import NpzFormat
+from vitscale.checkpoint.formats.npz import ARRAYS_NAME, NpzFormat
 from vitscale.checkpoint.formats.npz_links import BIG_VISION, ORIGINAL
-from vitscale.checkpoint.formats.own import WEIGHTS_NAME, OwnFormat
-from vitscale.checkpoint.formats.protocol import Format, Hints
-from vitscale.checkpoint.formats.state_dict import StateDictFormat
+from vitscale.checkpoint.formats.own import OwnFormat
+from vitscale.checkpoint.formats.protocol import Format, Reader
+from vitscale.checkpoint.formats.state_dict import StateDictReader
 from vitscale.checkpoint.formats.timm_folder import TimmFormat
-from vitscale.checkpoint.portable import PortableModel
+from vitscale.checkpoint.portable import Hints, PortableModel
 from vitscale.errors import CheckpointError
 
-FORMATS: Mapping[str, Format] = MappingProxyType(
-    {
-        format_.name: format_
-        for format_ in (
-            OwnFormat(),
-            TimmFormat(),
-            HfFormat(),
-            NpzFormat("npz", ORIGINAL),
-            NpzFormat("big_vision", BIG_VISION),
-            StateDictFormat(),
-        )
-    }
+_FORMATS: tuple[Format, ...] = (
+    OwnFormat(),
+    TimmFormat(),
+    HfFormat(),
+    NpzFormat("npz", ORIGINAL),
+    NpzFormat("big_vision", BIG_VISION),
 )
-"""Every format by its word on the command line; `state_dict` is only read."""
-WRITTEN = tuple(name for name in FORMATS if name != "state_dict")
-"""The formats that can be written."""
+FORMATS: Mapping[str, Format] = MappingProxyType({format_.name: format_ for format_ in _FORMATS})
+"""The formats that are written and read, by their words on the command line."""
+READERS: Mapping[str, Reader] = MappingProxyType({**FORMATS, StateDictReader.name: StateDictReader()})
+"""Those that are only read, too."""
 
 
 def read_portable(path: Path, format_: str | None = None, hints: Hints | None = None) -> PortableModel:
     """The model in a folder or file of any format.
 
     Args:
-        path: a folder that some format wrote, or a file of weights.
+        path: a folder that some format wrote, or a file of weights. The file of such a folder stands for the folder.
         format_: the format; found by looking if not given.
         hints: what the user says about a file that does not say it itself.
 
     Raises:
         CheckpointError: there is nothing, no format knows it, or it is damaged.
     """
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
-    found = [FORMATS[format_]] if format_ else [known for known in FORMATS.values() if known.recognises(path)]
-    if not found:
-        raise CheckpointError(
-            f"{path}: no exported model: give a folder with weights beside their card.json or config.json, or a file "
-            "that ends in .npz, .pth, .pt, .bin or .safetensors"
-        )
-    return found[0].read(path, hints or Hints())
+    try:
+        if not path.exists():
+            raise CheckpointError(f"{path}: no such file or folder")
+        if path.name in {WEIGHTS_NAME, ARRAYS_NAME} and _is_described(path.parent):
+            path = path.parent
+        found = [READERS[format_]] if format_ else [known for known in READERS.values() if known.recognises(path)]
+        if not found:
+            raise CheckpointError(
+                f"{path}: no exported model: give a folder with card.json or config.json, or a file that ends in .npz, "
+                ".pth, .pt, .bin or .safetensors"
+            )
+        return found[0].read(path, hints or Hints())
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
 
 
-__all__ = ["FORMATS", "WEIGHTS_NAME", "WRITTEN", "Format", "Hints", "read_portable"]
+def _is_described(folder: Path) -> bool:
+    """Whether a card or config says what the weights in a folder are."""
+    return any((folder / name).is_file() for name in (CARD_NAME, CONFIG_NAME))
+
+
+__all__ = ["FORMATS", "READERS", "Format", "Hints", "Reader", "read_portable"]

@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from vitscale.checkpoint.containers import Precision, open_tensors
+from vitscale.checkpoint.formats.folder_config import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    label_list,
+    read_json,
+    rgb,
+    size_argument,
+    understanding,
+    weights_file,
+)
 from vitscale.checkpoint.formats.inference import nearest_name
-from vitscale.checkpoint.formats.own import WEIGHTS_NAME, write_linked_safetensors
-from vitscale.checkpoint.formats.protocol import Hints
-from vitscale.checkpoint.formats.timm_folder import CONFIG_NAME, read_json, rgb, size_argument, understanding
-from vitscale.checkpoint.portable import Link, Origin, PortableModel, parameter_shapes, read_tensor_file, same
+from vitscale.checkpoint.formats.own import write_linked_safetensors
+from vitscale.checkpoint.portable import Hints, Link, Origin, PortableModel, parameter_shapes, read_tensor_file, same
 from vitscale.checkpoint.store import sha256_of
 from vitscale.errors import CheckpointError
 from vitscale.model import Preprocessing, Variant
@@ -30,7 +38,11 @@ _PREFIX = {_CLASSIFIER: "vit.", _BACKBONE: "", _DISTILLED: "deit."}
 _ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 _ACTS_READ = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _RESAMPLE: dict[Literal["bilinear", "bicubic"], int] = {"bilinear": 2, "bicubic": 3}
-_KINDS = {"model_type": str, "architectures": list, "hidden_act": str, "id2label": dict}
+_NO_PROCESSOR = Preprocessing(crop=1.0)
+_KINDS = {
+    "model_type": str, "architectures": list, "hidden_act": str, "pooler_act": str, "id2label": dict,
+    "hidden_size": int, "intermediate_size": int,
+}  # fmt: skip
 
 
 class HfFormat:
@@ -70,6 +82,8 @@ class HfFormat:
             notes.append(
                 "load with ViTModel.from_pretrained(folder, add_pooling_layer=False): this model has no pooler"
             )
+        if len(set(model.labels)) < len(model.labels):
+            notes.append("some classes share a name: label2id has the last id of each, id2label has them all")
         if model.variant.in_chans != 3:
             notes.append(f"no {PROCESSOR_NAME}: transformers' processors are for RGB images")
         return notes
@@ -88,7 +102,8 @@ class HfFormat:
         """See `Format`."""
         where = path / CONFIG_NAME
         config = read_json(where, _KINDS)
-        file = open_tensors(path / WEIGHTS_NAME)
+        weights_path = weights_file(path)
+        file = open_tensors(weights_path)
         with understanding(where):
             variant = _variant(config, where, {key: tuple(shape) for key, shape in file.shapes.items()}, hints)
             shapes = parameter_shapes(variant)
@@ -97,7 +112,7 @@ class HfFormat:
             preprocessing = _preprocessing(path, variant)
         mend = f"{CONFIG_NAME} says {config['architectures'][0]}"
         weights = read_tensor_file(file, _links(variant), shapes, mend)
-        origin = Origin(path.name, sha256_of(path / WEIGHTS_NAME))
+        origin = Origin(path.name, sha256_of(weights_path))
         return PortableModel(hints.name or nearest_name(variant), variant, weights, preprocessing, origin, labels)
 
 
@@ -193,6 +208,7 @@ def _processor(variant: Variant, pixels: Preprocessing) -> dict[str, Any]:
         "resample": _RESAMPLE[pixels.interpolation],
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
+        "crop_pct": pixels.crop,  # not CLIP's: the edge is rounded to whole pixels, and we want it back as it was
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -237,23 +253,42 @@ def _variant(config: dict[str, Any], where: Path, shapes: dict[str, tuple[int, .
 
 def _labels(config: dict[str, Any]) -> tuple[str, ...]:
     """Class names, unless they are the ones transformers makes up."""
-    by_id = config.get("id2label", {})
-    labels = tuple(by_id[key] for key in sorted(by_id, key=int))
+    labels = label_list(config.get("id2label", {}))
     return () if labels == tuple(f"LABEL_{index}" for index in range(len(labels))) else labels
 
 
 def _preprocessing(folder: Path, variant: Variant) -> Preprocessing:
+    """What the folder's image processor does, as far as it is a resize, a centre crop and a normalisation.
+
+    Raises:
+        ValueError: it does something else.
+    """
     if not (folder / PROCESSOR_NAME).is_file():
-        return Preprocessing(crop=1.0)
-    processor = read_json(folder / PROCESSOR_NAME)
-    shorter = min(variant.image_px)
-    size = processor.get("size")
-    edge = size.get("shortest_edge", shorter) if isinstance(size, dict) else shorter
-    # The edge is a whole number of pixels: take the roundest crop that gives it.
-    rounded = (round(shorter / edge, digits) for digits in (1, 2, 3, 4))
+        return _NO_PROCESSOR
+    processor = read_json(folder / PROCESSOR_NAME, {"size": (int, dict)})
+    factor = processor.get("rescale_factor", 1 / 255)
+    if not processor.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"pixels are not rescaled to 0 to 1 (do_rescale, rescale_factor {factor})")
+    filters = {number: name for name, number in _RESAMPLE.items()}
+    resample = processor.get("resample", _RESAMPLE["bilinear"])
+    if resample not in filters:
+        raise ValueError(f"resample {resample!r} is neither bilinear (2) nor bicubic (3)")
+    normalises = processor.get("do_normalize", True)
     return Preprocessing(
-        mean=rgb(processor.get("image_mean", (0.5, 0.5, 0.5))),
-        std=rgb(processor.get("image_std", (0.5, 0.5, 0.5))),
-        crop=next((crop for crop in rounded if round(shorter / crop) == edge), shorter / edge),
-        interpolation="bicubic" if processor.get("resample") == _RESAMPLE["bicubic"] else "bilinear",
+        mean=rgb(processor.get("image_mean", (0.5, 0.5, 0.5))) if normalises else (0.0, 0.0, 0.0),
+        std=rgb(processor.get("image_std", (0.5, 0.5, 0.5))) if normalises else (1.0, 1.0, 1.0),
+        crop=_crop(processor, min(variant.image_px)),
+        interpolation=filters[resample],
     )
+
+
+def _crop(processor: dict[str, Any], shorter: int) -> float:
+    """Side of the centre crop over the shorter side of the resized image."""
+    if not processor.get("do_center_crop", "crop_size" in processor):
+        return 1.0
+    size = processor.get("size", shorter)
+    edge = size if isinstance(size, int) else size.get("shortest_edge") or min(size["height"], size["width"])
+    # The edge is a whole number of pixels: take the crop that was written beside it, or the roundest that gives it.
+    written = [processor["crop_pct"]] if "crop_pct" in processor else []
+    rounded = (*written, *(round(shorter / edge, digits) for digits in (1, 2, 3, 4)))
+    return next((crop for crop in rounded if crop and round(shorter / crop) == edge), shorter / edge)

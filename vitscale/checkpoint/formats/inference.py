@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vitscale.checkpoint.formats.protocol import Hints
-from vitscale.checkpoint.portable import Shapes
+from vitscale.checkpoint.portable import Hints, Shapes
 from vitscale.errors import CheckpointError
 from vitscale.model import TABLE, VARIANTS, Variant, resolve_variant
 
@@ -43,7 +42,7 @@ def variant_of_state_dict(shapes: Shapes, where: str, hints: Hints) -> Variant:
         "reg_tokens": shapes["reg_token"][1] if "reg_token" in shapes else 0,
     }
     variant = resolve_variant(hints.name, **{**found, **hints.changes})
-    return at_tokens(variant, shapes["pos_embed"][1], where)
+    return at_tokens(variant, shapes["pos_embed"][1], where, "img_size" in hints.changes)
 
 
 def check_dimensions(shapes: Shapes, where: str, dimensions: Mapping[str, int]) -> None:
@@ -61,11 +60,12 @@ def check_dimensions(shapes: Shapes, where: str, dimensions: Mapping[str, int]) 
 
 
 def nearest_name(variant: Variant) -> str:
-    """The first name of the table with the same trunk, or that of B/16 where there is none."""
+    """The first name of the table with the same trunk, at the same image size if one has it; else that of B/16."""
     trunk = ("patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "stem")
     wanted = [getattr(variant, field) for field in trunk]
-    matches = (name for name, known in VARIANTS.items() if [getattr(known, field) for field in trunk] == wanted)
-    return next(matches, "vit_base_patch16_224")
+    matches = [name for name, known in VARIANTS.items() if [getattr(known, field) for field in trunk] == wanted]
+    at_size = [name for name in matches if VARIANTS[name].img_size == variant.img_size]
+    return next(iter([*at_size, *matches]), "vit_base_patch16_224")
 
 
 def architecture_name(timm_architecture: str) -> str | None:
@@ -74,14 +74,19 @@ def architecture_name(timm_architecture: str) -> str | None:
     return next((name for name, timm_name in named if timm_name.split(".")[0] == timm_architecture), None)
 
 
-def at_tokens(variant: Variant, tokens: int, where: str) -> Variant:
+def at_tokens(variant: Variant, tokens: int, where: str, told: bool = False) -> Variant:
     """The variant at the square image that the length of a position embedding tells; its own image where it fits.
 
     Raises:
-        CheckpointError: the patches are no square.
+        CheckpointError: the patches are no square, or the image size was told (`told`) and does not fit.
     """
     if variant.tokens == tokens:
         return variant
+    if told:
+        raise CheckpointError(
+            f"{where}: model.img_size={variant.img_size} makes {variant.tokens} tokens, "
+            f"the position embedding has {tokens}"
+        )
     patches = tokens - variant.prefix_tokens
     side = math.isqrt(max(patches, 0))
     if side == 0 or side * side != patches:

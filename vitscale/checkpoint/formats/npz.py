@@ -24,8 +24,8 @@ from vitscale.checkpoint.formats.npz_links import (
     join_class_token,
     links,
 )
-from vitscale.checkpoint.formats.protocol import Hints
 from vitscale.checkpoint.portable import (
+    Hints,
     LazyWeights,
     Origin,
     PortableModel,
@@ -144,7 +144,7 @@ class NpzFormat:
         mend = f"it was taken for {hints.name}: leave --model out, or say what it is" if hints.name else ""
         weights = read_linked(arrays, arrays.shapes, str(arrays_path), linked, shapes, mend)
         if card:
-            return described_by(card, weights, path)
+            return described_by(card, weights, path, hints)
         name = hints.name or nearest_name(variant)
         origin = Origin(path.name, sha256_of(arrays_path))
         return PortableModel(name, variant, weights, TABLE[name].preprocessing, origin, hints.labels)
@@ -235,7 +235,7 @@ def _infer(shapes: Shapes, layout: Layout, where: str, hints: Hints) -> Variant:
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
     rows = shapes[layout.pos_embed][1] + (0 if layout.joins_class_token else variant.prefix_tokens)
-    return at_tokens(variant, rows, where)
+    return at_tokens(variant, rows, where, "img_size" in hints.changes)
 
 
 def _stages(shapes: Shapes) -> tuple[int, ...] | None:

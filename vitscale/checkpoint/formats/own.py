@@ -4,8 +4,9 @@ from pathlib import Path
 
 from vitscale.checkpoint.card import CARD_NAME, card_of, described_by, read_card, write_card
 from vitscale.checkpoint.containers import Precision, open_tensors, write_safetensors
-from vitscale.checkpoint.formats.protocol import Hints
+from vitscale.checkpoint.formats.folder_config import CONFIG_NAME, WEIGHTS_NAME
 from vitscale.checkpoint.portable import (
+    Hints,
     Link,
     PortableModel,
     foreign_makers,
@@ -16,8 +17,6 @@ from vitscale.checkpoint.portable import (
 )
 from vitscale.checkpoint.store import check_file, record_file
 
-WEIGHTS_NAME = "model.safetensors"
-
 
 class OwnFormat:
     """See `Format`."""
@@ -27,7 +26,7 @@ class OwnFormat:
 
     def recognises(self, path: Path) -> bool:
         """A folder with a card and safetensors."""
-        return (path / CARD_NAME).is_file() and (path / WEIGHTS_NAME).is_file() and not (path / "config.json").exists()
+        return (path / CARD_NAME).is_file() and (path / WEIGHTS_NAME).is_file() and not (path / CONFIG_NAME).exists()
 
     def refusal(self, model: PortableModel) -> str:
         """Nothing is refused."""
@@ -48,7 +47,7 @@ class OwnFormat:
         check_file(path / WEIGHTS_NAME, card.weights)
         variant = card.variant
         weights = read_tensor_file(open_tensors(path / WEIGHTS_NAME), own_names(variant), parameter_shapes(variant))
-        return described_by(card, weights, path)
+        return described_by(card, weights, path, hints)
 
 
 def write_linked_safetensors(model: PortableModel, links: list[Link], path: Path, precision: Precision) -> None:

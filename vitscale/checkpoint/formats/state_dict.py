@@ -7,10 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vitscale.checkpoint.containers import Precision, TensorFile, open_tensors
+from vitscale.checkpoint.containers import TensorFile, open_tensors
 from vitscale.checkpoint.formats.inference import variant_of_state_dict
-from vitscale.checkpoint.formats.protocol import Hints
-from vitscale.checkpoint.portable import Origin, PortableModel, Shapes, own_names, parameter_shapes, read_linked
+from vitscale.checkpoint.portable import Hints, Origin, PortableModel, Shapes, own_names, parameter_shapes, read_linked
 from vitscale.checkpoint.store import sha256_of
 from vitscale.errors import CheckpointError
 from vitscale.model import TABLE
@@ -23,34 +22,17 @@ _DINO_HEAD = re.compile(r"^(?:module\.)?head\.(?:mlp|last_layer)\b")
 _GAMMA = re.compile(r"\.gamma_([12])$")
 
 
-class StateDictFormat:
-    """See `Format`."""
+class StateDictReader:
+    """See `Reader`."""
 
     name = "state_dict"
-    bf16 = False
 
     def recognises(self, path: Path) -> bool:
         """A file by its ending."""
         return path.suffix in SUFFIXES
 
-    def refusal(self, model: PortableModel) -> str:
-        """It is only read."""
-        return "a bare state dict does not say what it is of: use --format vitscale or timm"
-
-    def notes(self, model: PortableModel) -> list[str]:
-        """Nothing to know."""
-        return []
-
-    def write(self, model: PortableModel, folder: Path, precision: Precision) -> None:
-        """It is only read.
-
-        Raises:
-            CheckpointError: always.
-        """
-        raise CheckpointError(self.refusal(model))
-
     def read(self, path: Path, hints: Hints) -> PortableModel:
-        """See `Format`. `hints.name` must be given: no tensor tells the heads and the pixels."""
+        """See `Reader`. `hints.name` must be given: no tensor tells the heads and the pixels."""
         file = _Renamed(open_tensors(path))
         variant = variant_of_state_dict(file.shapes, str(path), hints)
         assert hints.name is not None  # without it the line above raises
@@ -65,7 +47,13 @@ class _Renamed(Mapping[str, Tensor]):
 
     def __init__(self, file: TensorFile) -> None:
         self._file = file
-        self._keys = {_today(key): key for key in file if not _DINO_HEAD.match(key)}
+        self._keys: dict[str, str] = {}
+        for key in file:
+            name = _today(key)
+            if name in self._keys:
+                raise CheckpointError(f"{file.path}: {self._keys[name]} and {key} would both be {name}: keep one")
+            if not _DINO_HEAD.match(key):
+                self._keys[name] = key
         self.shapes: Shapes = {name: self._shape(name) for name in self._keys}
 
     def __getitem__(self, name: str) -> Tensor:

@@ -6,21 +6,28 @@ architecture of timm's registry, and every argument in which the model differs f
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vitscale.checkpoint.containers import Precision, open_tensors
+from vitscale.checkpoint.formats.folder_config import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    label_list,
+    read_json,
+    rgb,
+    size_argument,
+    understanding,
+    weights_file,
+)
 from vitscale.checkpoint.formats.inference import architecture_name
-from vitscale.checkpoint.formats.own import WEIGHTS_NAME, write_linked_safetensors
-from vitscale.checkpoint.formats.protocol import Hints
-from vitscale.checkpoint.portable import Origin, PortableModel, own_names, parameter_shapes, read_tensor_file
+from vitscale.checkpoint.formats.own import write_linked_safetensors
+from vitscale.checkpoint.portable import Hints, Origin, PortableModel, own_names, parameter_shapes, read_tensor_file
 from vitscale.checkpoint.store import sha256_of
-from vitscale.errors import CheckpointError, ConfigError
+from vitscale.errors import CheckpointError
 from vitscale.model import TABLE, Preprocessing, Variant, resolve_variant
 
-CONFIG_NAME = "config.json"
 # timm's entry points by the ResNet before the transformer, which no argument can change.
 _HYBRIDS = {
     (): "vit_tiny_r_s16_p8_224",
@@ -66,8 +73,8 @@ class TimmFormat:
             return f"timm's LayerNorm has an epsilon of 1e-6, this model's is {variant.norm_eps:g}"
         if variant.stem is not None and variant.stem not in _HYBRIDS:
             return f"timm has no hybrid with ResNet stages {list(variant.stem)}; it has {[list(s) for s in _HYBRIDS]}"
-        if variant.distilled and variant.reg_tokens:
-            return "timm's distilled model has no register tokens"
+        if variant.distilled and (variant.reg_tokens or variant.stem is not None):
+            return f"timm's distilled model has no {'register tokens' if variant.reg_tokens else 'ResNet stem'}"
         unknown = {
             "parallel blocks": variant.parallel, "SwiGLU": variant.act == "swiglu",
             "LayerNorm without bias": not variant.norm_bias,
@@ -93,9 +100,7 @@ class TimmFormat:
             name, variant = _variant(config, where, hints)
             shapes = parameter_shapes(variant)
             pixels = config.get("pretrained_cfg", config)
-            labels = config.get("label_names", pixels.get("label_names", ()))
-            if isinstance(labels, dict):
-                labels = [labels[key] for key in sorted(labels, key=int)]
+            labels = label_list(config.get("label_names", pixels.get("label_names", ()))) if variant.num_classes else ()
             known = TABLE[name].preprocessing
             interpolation = pixels.get("interpolation", known.interpolation)
             if interpolation not in {"bilinear", "bicubic"}:
@@ -106,10 +111,14 @@ class TimmFormat:
                 crop=float(pixels.get("crop_pct", known.crop)),
                 interpolation=interpolation,
             )
-        file = open_tensors(path / WEIGHTS_NAME)
-        weights = read_tensor_file(file, own_names(variant), shapes, f"{CONFIG_NAME} says {config['architecture']}")
-        origin = Origin(path.name, sha256_of(path / WEIGHTS_NAME))
-        return PortableModel(name, variant, weights, preprocessing, origin, hints.labels or tuple(labels))
+            crop_mode = pixels.get("crop_mode", "center")
+            if crop_mode != "center":
+                raise ValueError(f"crop_mode {crop_mode!r} is not the centre crop that this model's pixels go through")
+        weights_path = weights_file(path)
+        mend = f"{CONFIG_NAME} says {config['architecture']}"
+        weights = read_tensor_file(open_tensors(weights_path), own_names(variant), shapes, mend)
+        origin = Origin(path.name, sha256_of(weights_path))
+        return PortableModel(name, variant, weights, preprocessing, origin, hints.labels or labels)
 
 
 def timm_config(model: PortableModel) -> dict[str, Any]:
@@ -135,7 +144,8 @@ def timm_config(model: PortableModel) -> dict[str, Any]:
             "std": list(pixels.std),
             "num_classes": variant.num_classes,
             "pool_size": None,
-            "first_conv": first_conv,
+            # Named, older versions would adapt it from three channels.
+            "first_conv": first_conv if variant.in_chans == 3 else None,
             "classifier": ["head", "head_dist"] if variant.distilled else "head",
         },
     }
@@ -177,11 +187,6 @@ def _model_args(variant: Variant) -> dict[str, Any]:
     return arguments
 
 
-def size_argument(pair: tuple[int, int]) -> int | list[int]:
-    """(height, width) as configs write it: one number for a square."""
-    return pair[0] if pair[0] == pair[1] else list(pair)
-
-
 def _ratio_cut_off(hidden: int, width: int) -> float:
     """A ratio whose product with the width is `hidden` after timm has cut off what is behind the point."""
     ratio = hidden / width
@@ -214,44 +219,3 @@ def _variant(config: dict[str, Any], where: Path, hints: Hints) -> tuple[str, Va
         raise CheckpointError(f"{where}: model_args {unknown[0]}={arguments[unknown[0]]!r} is not known to this model")
     changes |= {"act": act, "representation_size": 0, **hints.changes}
     return name, resolve_variant(name, **changes)
-
-
-def rgb(values: Sequence[float]) -> tuple[float, float, float]:
-    """A mean or deviation of the pixels for three channels; of one or four it is read where all are the same.
-
-    Raises:
-        ValueError: they differ.
-    """
-    red, green, blue = values if len(values) == 3 or len(set(values)) != 1 else [values[0]] * 3
-    return float(red), float(green), float(blue)
-
-
-@contextmanager
-def understanding(where: Path) -> Iterator[None]:
-    """Name the config whose values cannot be used.
-
-    Raises:
-        CheckpointError: in place of what they raised.
-    """
-    try:
-        yield
-    except (ConfigError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
-        raise CheckpointError(f"{where}: cannot be used: {' '.join(str(error).split())}") from None
-
-
-def read_json(path: Path, kinds: Mapping[str, type | tuple[type, ...]] | None = None) -> dict[str, Any]:
-    """A config; `kinds` are the types that some of its values must have where they are given.
-
-    Raises:
-        CheckpointError: it is missing, no JSON, or no object, or a value is of another type.
-    """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable JSON: {error}") from None
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path}: a JSON object was expected, not {type(tree).__name__}")
-    for key, kind in (kinds or {}).items():
-        if key in tree and not isinstance(tree[key], kind):
-            raise CheckpointError(f"{path}: {key} is {json.dumps(tree[key])[:80]}, which is no value for it")
-    return tree
