@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from distributed_runner import run_distributed_test
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -137,6 +138,15 @@ def test_a_changed_config_is_refused_with_the_keys(micro_config):
     text = refused(2, micro_config, RunDirectoryError, "schedule.steps=3", "optim.peak_lr=1e-4")
     assert "optim.peak_lr" in text
     assert "--allow-change optim.peak_lr" in text
+
+
+def test_a_key_that_is_newer_than_the_run_has_its_default(micro_config, tmp_path):
+    run(1, micro_config, "schedule.steps=3")
+    recorded = tmp_path / "run" / "config.yaml"
+    tree = yaml.safe_load(recorded.read_text())
+    del tree["init"]["pos_embed"], tree["model"]["weight_init"]
+    recorded.write_text(yaml.safe_dump(tree))
+    assert run(1, micro_config, "schedule.steps=3") == [ExitStatus.FINISHED]
 
 
 def test_no_valid_checkpoint_is_no_reason_to_start_over(micro_config, tmp_path):

@@ -105,6 +105,11 @@ class Variant:
                 f"use model.embed_dim={_multiples_around(self.embed_dim, self.num_heads)}, or another model.num_heads"
             )
 
+        if self.mlp_hidden == 0:
+            raise ConfigError(
+                f"model.mlp_ratio {self.mlp_ratio} of model.embed_dim {self.embed_dim} leaves no hidden unit"
+            )
+
     def _check_choices(self) -> None:
         if self.distilled and self.pool != "token":
             raise ConfigError(f"model.distilled needs a class token beside its own: not model.pool={self.pool}")

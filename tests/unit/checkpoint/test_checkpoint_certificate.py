@@ -28,6 +28,7 @@ from vitscale.checkpoint import (
     write_fragments,
     write_portable,
 )
+from vitscale.checkpoint.containers import DTYPES
 from vitscale.checkpoint.export import _LOCK_NAME
 from vitscale.checkpoint.verification import TOLERANCE
 from vitscale.engine import MASTER, Fragment
@@ -184,6 +185,21 @@ def test_a_format_that_writes_one_value_otherwise_is_found_out(tmp_path, monkeyp
     change = 2 * abs(model.weights["norm.bias"][3].item())
     said = rf"\.tmp-out: norm\.bias came back changed by up to {change:.3g}: the export was not kept$"
     raises_and_leaves_nothing(tmp_path, model, ExportOptions(format=format_), said)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("format_", ["vitscale", "timm", "hf"])
+def test_the_smallest_change_of_one_value_is_found_out(tmp_path, monkeypatch, format_, precision):
+    model, write = random_portable(), type(FORMATS[format_]).write
+    value = model.weights["norm.weight"].to(DTYPES[precision])
+    nudged = value.view({2: torch.int16, 4: torch.int32}[value.element_size()]).clone()
+    nudged[3] += 1
+    other = with_weights(model, norm__weight=nudged.view(value.dtype).float())
+    monkeypatch.setattr(
+        type(FORMATS[format_]), "write", lambda self, _, folder, precision: write(self, other, folder, precision)
+    )
+    options = ExportOptions(format=format_, precision=precision)
+    raises_and_leaves_nothing(tmp_path, model, options, r"norm\.weight came back changed by up to ")
 
 
 def flip_a_bit(path):

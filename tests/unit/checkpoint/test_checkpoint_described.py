@@ -8,6 +8,7 @@ from portable_models import random_portable
 
 from vitscale.checkpoint import ExportOptions, Hints, read_portable, write_portable
 from vitscale.errors import CheckpointError
+from vitscale.model import Preprocessing
 
 CARDS = ["vitscale", "npz", "big_vision"]
 
@@ -101,3 +102,10 @@ def test_numbers_that_are_no_floats_are_no_weights(tmp_path, dtype):
         CheckpointError, match=r"cannot be read: it is torch\.\w+, torch\.strided: weights are dense floats"
     ):
         found.build()
+
+
+def test_a_hugging_face_folder_without_processor_says_what_it_is_taken_for(tmp_path, caplog):
+    _, out = written(tmp_path, "hf")
+    (out / "preprocessor_config.json").unlink()
+    assert read_portable(out).preprocessing == Preprocessing(crop=1.0)
+    assert f"{out}: no preprocessor_config.json: taken for pixels from -1 to 1 of the whole image" in caplog.text

@@ -508,7 +508,7 @@ def test_a_hash_without_an_md5_is_passed_over(remote, tmp_path):
 
 
 def test_errors_of_the_server_are_tried_again_after_growing_waits(remote, tmp_path, waits, caplog):
-    remote.statuses = [500, 429, 408]
+    remote.statuses = [500, 503, 429]
     assert fetch(remote.url(), cache_dir=tmp_path).read_bytes() == CONTENT
     assert len(remote.asked) == 4
     assert len(waits) == 3

@@ -45,6 +45,8 @@ def refused(*words: object) -> str:
         ("data.train.split=test", "it has train, val"),
         ("data.train.path=nowhere", "nowhere"),
         ("init.path=nowhere", "nowhere"),
+        ("init.path=weights.pth", "`vitscale import weights.pth --model NAME --out FOLDER`, then init.path=FOLDER"),
+        ("model.act=relu", "model.act"),
         ("optim.peak_lr", "write section.key=value"),
     ],
 )

@@ -188,3 +188,9 @@ def test_the_arguments_of_a_variant_make_it_again(name):
     variant = VARIANTS[name]
     assert set(variant.arguments()) == {field.name for field in fields(Variant)}
     assert Variant(**variant.arguments()) == variant
+
+
+def test_an_mlp_without_units_is_none():
+    with pytest.raises(ConfigError) as caught:
+        replace(VARIANTS["vit_tiny_patch16_224"], mlp_ratio=0.001)
+    assert str(caught.value) == "model.mlp_ratio 0.001 of model.embed_dim 192 leaves no hidden unit"

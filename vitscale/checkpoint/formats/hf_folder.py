@@ -6,6 +6,7 @@ pooler is Linear + tanh on the class token, which is our representation layer), 
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ from vitscale.checkpoint.store import sha256_of
 from vitscale.errors import CheckpointError
 from vitscale.model import Preprocessing, Variant
 
+log = logging.getLogger(__name__)
+
 PROCESSOR_NAME = "preprocessor_config.json"
 _CLASSIFIER, _BACKBONE = "ViTForImageClassification", "ViTModel"
 _DISTILLED = "DeiTForImageClassificationWithTeacher"
@@ -38,7 +41,6 @@ _PREFIX = {_CLASSIFIER: "vit.", _BACKBONE: "", _DISTILLED: "deit."}
 _ACTS = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 _ACTS_READ = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
 _RESAMPLE: dict[Literal["bilinear", "bicubic"], int] = {"bilinear": 2, "bicubic": 3}
-_NO_PROCESSOR = Preprocessing(crop=1.0)
 _KINDS = {
     "model_type": str, "architectures": list, "hidden_act": str, "pooler_act": str, "id2label": dict,
     "hidden_size": int, "intermediate_size": int,
@@ -264,7 +266,9 @@ def _preprocessing(folder: Path, variant: Variant) -> Preprocessing:
         ValueError: it does something else.
     """
     if not (folder / PROCESSOR_NAME).is_file():
-        return _NO_PROCESSOR
+        if variant.in_chans == 3:
+            log.warning("%s: no %s: taken for pixels from -1 to 1 of the whole image", folder, PROCESSOR_NAME)
+        return Preprocessing(crop=1.0)
     processor = read_json(folder / PROCESSOR_NAME, {"size": (int, dict)})
     factor = processor.get("rescale_factor", 1 / 255)
     if not processor.get("do_rescale", True) or abs(factor * 255 - 1) > 1e-6:
