@@ -112,7 +112,7 @@ HELD = {
     "timm": [
         {}, {"pool": "avg"}, {"pool": "map", "reg_tokens": 3}, {"qk_norm": True, "layer_scale": 0.5},
         {"distilled": True, "layer_scale": 0.5}, {"qkv_bias": False, "act": "gelu_tanh"},
-        {"stem": (), "patch_size": 2},
+        {"stem": (), "patch_size": 2}, {"mlp_ratio": 60 / 22, "embed_dim": 22},
         {"img_size": (32, 48), "patch_size": (8, 16), "in_chans": 4}, {"num_classes": 0}, {"mlp_ratio": 3.3},
     ],
     "hf": [
