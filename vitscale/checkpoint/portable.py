@@ -107,8 +107,9 @@ class PortableModel:
         tensor = self.weights[name].float()
         if tuple(tensor.shape) != self.shapes[name]:
             raise CheckpointError(wrong_shape(self.origin.path, name, tuple(tensor.shape), self.shapes[name]))
-        odd = tensor.numel() - int(torch.isfinite(tensor).sum())
-        if odd:
+        # One odd value makes the sum odd. A sum may overflow too, so only then is each value looked at.
+        if not torch.isfinite(tensor.sum()) and not (finite := torch.isfinite(tensor)).all():
+            odd = tensor.numel() - int(finite.sum())
             raise CheckpointError(
                 f"{self.origin.path}: {name}: {odd} of {tensor.numel()} values are NaN or infinite: "
                 "these weights are damaged or of a run that diverged"
