@@ -4,8 +4,9 @@
 PYTHON ?= python3
 VENV := .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq install --constraint constraints.txt
-# DeepSpeed compiles its CPU ops at first use, with the ninja it finds on the path.
-IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# DeepSpeed compiles its CPU op with the ninja it finds on the path, and keeps it where torch's extensions are: in this
+# environment, because the op of another one would be built over it.
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(VENV)/torch_extensions"
 
 .PHONY: help demo test clean
 
@@ -38,6 +39,12 @@ $(VENV)/.installed-%: $(VENV)/.installed-deepspeed pyproject.toml
 $(VENV)/.installed-deepspeed: $(VENV)/.installed-torch
 	@echo "installing DeepSpeed"
 	@$(PIP) --no-build-isolation deepspeed
+	@rm -rf $(VENV)/torch_extensions  # with the lock of a build that was cut off
+	@$(VENV)/bin/python -c "import sys, torch; sys.exit(torch.cuda.is_available())" || exit 0; \
+	echo "compiling DeepSpeed's collective for CPUs (a minute)"; \
+	$(IN_VENV) DS_ACCELERATOR=cpu python -c "from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder; \
+	ShareMemCommBuilder().load(verbose=False)" >/dev/null 2>&1 || \
+	{ echo "it failed: is a C++ compiler with Python's headers there? (Debian: apt-get install g++ python3-dev)" >&2; exit 1; }
 	@touch $@
 
 $(VENV)/.installed-torch: $(VENV)/.created constraints.txt

@@ -439,6 +439,17 @@ def test_we_compute_from_transformers_folder_what_it_does(tmp_path, transformers
     assert_same_as_transformers(read_portable(tmp_path), theirs, dtype, tolerance)
 
 
+def test_what_a_config_leaves_out_is_as_transformers_has_it(tmp_path, transformers):
+    saved_by_transformers(transformers, tmp_path, "classifier")
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for key in ("layer_norm_eps", "qkv_bias", "hidden_act", "num_channels"):
+        del config[key]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    theirs = loaded(transformers, "ViTForImageClassification", tmp_path)
+    assert_same_as_transformers(read_portable(tmp_path), theirs, torch.float64, 1e-9)
+
+
 def test_what_transformers_saves_of_our_folder_is_our_model_again(tmp_path, transformers):
     model = random_portable()
     theirs = loaded(transformers, "ViTForImageClassification", exported(model, tmp_path / "ours", "hf"))
