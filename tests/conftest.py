@@ -4,12 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
 from micro_run import REPOSITORY, micro_tree, write_class_tars
 
 torch.set_num_threads(1)
+# A deadline would make every property a timed test, which fails where the machine is slow or busy.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,15 @@ import torch
 import yaml
 from portable_models import images_for, random_portable, with_weights
 
-from vitscale.checkpoint import adapt_to, check_trunk, load_into, without_head
+from vitscale.checkpoint import (
+    ExportOptions,
+    adapt_to,
+    check_trunk,
+    load_into,
+    read_portable,
+    without_head,
+    write_portable,
+)
 from vitscale.checkpoint.adaptation import _TRUNK
 from vitscale.checkpoint.portable import LazyWeights
 from vitscale.errors import CheckpointError
@@ -65,6 +73,31 @@ def test_without_a_word_the_position_embedding_is_resized_as_timm_does():
     model = random_portable()
     assert changed(adapted(model, img_size=48), adapted(model, "timm", img_size=48)) == set()
     assert changed(adapted(model, img_size=48), adapted(model, "google", img_size=48)) == {"pos_embed"}
+
+
+@pytest.mark.parametrize(
+    ("format_", "method"),
+    [("vitscale", "timm"), ("timm", "timm"), ("hf", "timm"), ("npz", "google"), ("big_vision", "google")],
+)
+def test_an_export_resizes_the_position_embedding_as_its_target_would(tmp_path, format_, method):
+    model = random_portable()
+    certificate = write_portable(model, tmp_path / "out", ExportOptions(format=format_, img_size=48))
+    assert certificate.model["img_size"] == 48
+    assert changed(adapted(model, method, img_size=48), read_portable(tmp_path / "out")) == set()
+
+
+@pytest.mark.parametrize("method", ["timm", "timm_npz", "google"])
+def test_an_export_resizes_the_position_embedding_as_it_is_told(tmp_path, method):
+    model = random_portable()
+    for format_ in ("timm", "npz"):
+        options = ExportOptions(format=format_, img_size=(16, 48), pos_embed=method)
+        write_portable(model, tmp_path / format_, options)
+        assert changed(adapted(model, method, img_size=(16, 48)), read_portable(tmp_path / format_)) == set()
+
+
+def test_a_way_of_resizing_without_a_size_is_refused():
+    with pytest.raises(CheckpointError, match="--pos-embed says how a position embedding is resized: give --img-size"):
+        ExportOptions(pos_embed="google")
 
 
 @pytest.mark.parametrize("in_chans", [1, 4, 6])

@@ -79,7 +79,7 @@ def shorter_edge(model):
     return round(min(model.variant.image_px) / model.preprocessing.crop)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=40)
 @given(variants(), pixels, st.booleans(), st.data())
 def test_what_a_format_does_not_refuse_comes_back_bit_by_bit(variant, preprocessing, labelled, data):
     model = replace(randomised("vit_tiny_patch16_224", variant), preprocessing=preprocessing)
@@ -163,7 +163,7 @@ def test_bf16_is_refused_where_numpy_would_have_to_hold_it(format_):
 
 
 @pytest.mark.parametrize("crop", [1.0, 0.95, 0.9, 0.875, 0.8, 224 / 248])
-@pytest.mark.parametrize("img_size", [224, 384, 518, (224, 288)])
+@pytest.mark.parametrize("img_size", [224, 518, (224, 288)])
 def test_the_crops_in_use_come_back_from_transformers_processor_as_they_were(crop, img_size):
     patch = 14 if img_size == 518 else 16
     model = random_portable(img_size=img_size, patch_size=patch, embed_dim=4, depth=1)
@@ -308,13 +308,13 @@ def test_features_only_does_not_make_a_format_hold_what_it_cannot(tmp_path):
         )
 
 
-@pytest.mark.parametrize("target", FORMATS)
-@pytest.mark.parametrize("source", FORMATS)
-def test_any_format_converts_to_any_other(tmp_path, source, target):
-    model = random_portable()
-    write_portable(model, tmp_path / "a", ExportOptions(format=source))
-    write_portable(read_portable(tmp_path / "a"), tmp_path / "b", ExportOptions(format=target))
-    back = read_portable(tmp_path / "b")
-    assert said_by_arguments(back.variant) == said_by_arguments(model.variant)
-    assert all(torch.equal(back.weights[name], tensor) for name, tensor in model.weights.items())
-    assert back.labels == model.labels
+@pytest.mark.parametrize("order", [list(FORMATS), list(FORMATS)[::-1]], ids="-".join)
+def test_a_model_goes_from_format_to_format_and_stays_what_it_is(tmp_path, order):
+    model = at = random_portable()
+    for format_ in [*order, order[0]]:
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}-{format_}"
+        write_portable(at, folder, ExportOptions(format=format_))
+        at = read_portable(folder)
+    assert said_by_arguments(at.variant) == said_by_arguments(model.variant)
+    assert all(torch.equal(at.weights[name], tensor) for name, tensor in model.weights.items())
+    assert (at.labels, at.preprocessing) == (model.labels, model.preprocessing)

@@ -48,7 +48,7 @@ def cut(values: dict[str, dict[str, torch.Tensor]], cuts: list[float]) -> list[l
 FRACTIONS = st.lists(st.floats(0, 1), max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(saved=FRACTIONS, loaded=FRACTIONS)
 def test_any_partition_is_read_into_any_other(tmp_path_factory, saved, loaded):
     directory = tmp_path_factory.mktemp("tag")

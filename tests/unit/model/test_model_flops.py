@@ -90,7 +90,7 @@ def parameters_of(v):
     return embedding + v.depth * block + norm(d) + pool + representation + heads
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(variants())
 def test_flops_and_parameters_of_any_variant(variant):
     model = on_meta(variant)

@@ -37,7 +37,7 @@ def test_parts_of_every_variant(name):
     assert parameter_parts(VARIANTS[name]) == counted(VARIANTS[name])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     variant=st.builds(
         Variant,

@@ -76,7 +76,7 @@ def test_nothing_temporary_is_left_beside_the_files(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(cut_bytes=st.integers(min_value=1, max_value=150))
 def test_a_killed_writer_costs_only_the_records_it_cut(tmp_path_factory, cut_bytes):
     run_dir = tmp_path_factory.mktemp("run")
