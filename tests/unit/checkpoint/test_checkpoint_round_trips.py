@@ -1,5 +1,6 @@
 """From our model to every format and back: nothing is lost, and what a format cannot hold it refuses by name."""
 
+import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -94,11 +95,7 @@ def test_what_a_format_does_not_refuse_comes_back_bit_by_bit(variant, preprocess
         assert back.weights[name].dtype == torch.float32
         assert torch.equal(back.weights[name], tensor), name
     assert back.labels == model.labels
-    if format_ == "hf":  # its processor knows the crop only through a whole number of pixels, and RGB images alone
-        if variant.in_chans == 3:
-            assert replace(back.preprocessing, crop=1.0) == replace(preprocessing, crop=1.0)
-            assert shorter_edge(back) == shorter_edge(model)
-    else:
+    if format_ != "hf" or variant.in_chans == 3:  # transformers' processors are for RGB images alone
         assert back.preprocessing == preprocessing
 
 
@@ -162,23 +159,30 @@ def test_bf16_is_refused_where_numpy_would_have_to_hold_it(format_):
     assert str(error.value) == said
 
 
-@pytest.mark.parametrize("crop", [1.0, 0.95, 0.9, 0.875, 0.8, 224 / 248])
-@pytest.mark.parametrize("img_size", [224, 518, (224, 288)])
-def test_the_crops_in_use_come_back_from_transformers_processor_as_they_were(crop, img_size):
-    patch = 14 if img_size == 518 else 16
-    model = random_portable(img_size=img_size, patch_size=patch, embed_dim=4, depth=1)
-    model = replace(model, preprocessing=replace(model.preprocessing, crop=crop))
-    back = there_and_back(model, "hf")
-    assert shorter_edge(back) == shorter_edge(model)
-    if crop in {1.0, 0.9, 0.875} or (crop == 0.95 and img_size != 518):
-        assert back.preprocessing.crop == crop
-
-
-@pytest.mark.parametrize("format_", [name for name in FORMATS if name != "hf"])
-def test_any_crop_comes_back_from_the_formats_that_write_the_number(format_):
+@pytest.mark.parametrize("format_", FORMATS)
+def test_any_crop_comes_back(format_):
     model = random_portable()
     model = replace(model, preprocessing=replace(model.preprocessing, crop=0.8765432101))
     assert there_and_back(model, format_).preprocessing == model.preprocessing
+
+
+@pytest.mark.parametrize("crop", [1.0, 0.95, 0.9, 0.875, 0.8, 224 / 248])
+@pytest.mark.parametrize("img_size", [224, 518, (224, 288)])
+def test_without_our_word_for_it_the_crop_is_the_roundest_that_gives_transformers_whole_pixels(
+    tmp_path, crop, img_size
+):
+    patch = 14 if img_size == 518 else 16
+    model = random_portable(img_size=img_size, patch_size=patch, embed_dim=4, depth=1)
+    model = replace(model, preprocessing=replace(model.preprocessing, crop=crop))
+    write_portable(model, tmp_path / "out", ExportOptions(format="hf"))
+    path = tmp_path / "out" / "preprocessor_config.json"
+    processor = json.loads(path.read_text(encoding="utf-8"))
+    assert processor.pop("crop_pct") == crop
+    path.write_text(json.dumps(processor), encoding="utf-8")
+    back = read_portable(tmp_path / "out")
+    assert shorter_edge(back) == shorter_edge(model)
+    if crop in {1.0, 0.95, 0.9, 0.875}:
+        assert back.preprocessing.crop == crop
 
 
 def test_transformers_placeholder_labels_are_no_labels():
