@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vitscale.checkpoint.portable import LazyWeights, PortableModel, parameter_shapes, wrong_shape
 from vitscale.errors import CheckpointError
-from vitscale.model import Resampling, Variant, adapt_in_chans, resample_pos_embed
+from vitscale.model import Resampling, Variant, adapt_in_chans, first_convolution, resample_pos_embed
 
 _TRUNK = (
     "patch_size", "embed_dim", "depth", "num_heads", "mlp_hidden", "qkv_bias", "layer_scale", "qk_norm",
@@ -20,9 +20,6 @@ _TRUNK = (
 )  # fmt: skip
 # What a head depends on.
 _HEAD = ("num_classes", "representation_size", "pool", "distilled")
-_FIRST_CONVOLUTIONS = {
-    "patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight", "patch_embed.proj.weight"
-}  # fmt: skip
 
 
 def check_trunk(model: PortableModel, target: Variant) -> None:
@@ -121,7 +118,7 @@ def _adapted(model: PortableModel, name: str, shape: tuple[int, ...], variant: V
     if name == "pos_embed":
         tensor = _with_prefix_of(tensor, own, variant)
         return resample_pos_embed(tensor, variant.grid, variant.prefix_tokens, old_grid=own.grid, method=method)
-    if name in _FIRST_CONVOLUTIONS and tuple(tensor.shape) != shape:
+    if name == first_convolution(model.shapes):
         return adapt_in_chans(tensor, variant.in_chans)
     return tensor
 

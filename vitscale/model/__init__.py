@@ -1,6 +1,6 @@
 """The Vision Transformer: blocks, heads, the table of variants, adaptation to other inputs, and FLOPs."""
 
-from vitscale.model.adapt import Resampling, adapt_in_chans, resample_pos_embed
+from vitscale.model.adapt import Resampling, adapt_in_chans, first_convolution, resample_pos_embed
 from vitscale.model.blocks import Block, ParallelBlock
 from vitscale.model.flops import forward_flops, train_flops
 from vitscale.model.initialisation import Scheme
@@ -25,6 +25,7 @@ __all__ = [
     "VisionTransformer",
     "adapt_in_chans",
     "create_model",
+    "first_convolution",
     "forward_flops",
     "resample_pos_embed",
     "resolve_variant",

@@ -1,6 +1,7 @@
 """Weights adapted to another input: position embeddings to another grid, the first convolution to other channels."""
 
 import math
+from collections.abc import Container
 from typing import Literal
 
 import torch
@@ -12,6 +13,13 @@ from vitscale.errors import CheckpointError
 Resampling = Literal["timm", "timm_npz", "google"]
 """How position embeddings are resized: as timm does for its own checkpoints (bicubic with antialiasing) and for
 Google's `.npz` (bilinear between cell centres), or as Google's code itself (bilinear between the corner cells)."""
+
+
+_FIRST_CONVOLUTIONS = (
+    "patch_embed.backbone.stem.conv.weight",
+    "patch_embed.backbone.conv.weight",
+    "patch_embed.proj.weight",
+)
 
 
 def resample_pos_embed(
@@ -60,6 +68,11 @@ def resample_pos_embed(
         image = patches.float().transpose(1, 2).reshape(1, -1, *old_grid)
         patches = _resize(image, grid, method).flatten(2).transpose(1, 2).to(pos_embed.dtype)
     return torch.cat([prefix, patches], dim=1)
+
+
+def first_convolution(names: Container[str]) -> str:
+    """Name of the weight that reads the image, among the names of a state dict: a hybrid's root comes first."""
+    return next(name for name in _FIRST_CONVOLUTIONS if name in names)
 
 
 def adapt_in_chans(weight: Tensor, in_chans: int) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitscale.checkpoint.portable import Hints, Shapes
 from vitscale.errors import CheckpointError
-from vitscale.model import TABLE, VARIANTS, Variant, resolve_variant
+from vitscale.model import TABLE, VARIANTS, Variant, first_convolution, resolve_variant
 
 
 def variant_of_state_dict(shapes: Shapes, where: str, hints: Hints) -> Variant:
@@ -31,7 +31,7 @@ def variant_of_state_dict(shapes: Shapes, where: str, hints: Hints) -> Variant:
             f"{where}: a file without a config tells neither its attention heads nor the pixels it expects: "
             f"say what it is with --model ({which})"
         )
-    first = _first_convolution(shapes)
+    first = first_convolution(shapes)
     check_dimensions(shapes, where, {first: 4, "pos_embed": 3, "reg_token": 3})
     check_dimensions(shapes, where, {"pre_logits.fc.weight": 2, "head.weight": 2})
     in_chans = shapes[first][1]
@@ -98,12 +98,6 @@ def at_tokens(variant: Variant, tokens: int, where: str, told: bool = False) -> 
     return replace(variant, img_size=(side * height, side * width))
 
 
-def _first_convolution(shapes: Shapes) -> str:
-    """The weight that reads the image."""
-    roots = ("patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight", "patch_embed.proj.weight")
-    return next(key for key in roots if key in shapes)
-
-
 def _has_trunk(variant: Variant, shapes: Shapes) -> bool:
     depth = 1 + max(int(match[1]) for key in shapes if (match := re.match(r"blocks\.(\d+)\.", key)))
     return (
@@ -112,5 +106,5 @@ def _has_trunk(variant: Variant, shapes: Shapes) -> bool:
         and shapes["patch_embed.proj.weight"][2:] == variant.patch_kernel
         and ("dist_token" in shapes) == variant.distilled
         and ("blocks.0.attn.qkv.bias" in shapes) == variant.qkv_bias
-        and (_first_convolution(shapes) != "patch_embed.proj.weight") == (variant.stem is not None)
+        and (first_convolution(shapes) != "patch_embed.proj.weight") == (variant.stem is not None)
     )

@@ -26,7 +26,7 @@ from vitscale.checkpoint.formats.own import write_linked_safetensors
 from vitscale.checkpoint.portable import Hints, Origin, PortableModel, own_names, parameter_shapes, read_tensor_file
 from vitscale.checkpoint.store import sha256_of
 from vitscale.errors import CheckpointError
-from vitscale.model import TABLE, Preprocessing, Variant, resolve_variant
+from vitscale.model import TABLE, Preprocessing, Variant, first_convolution, resolve_variant
 
 # timm's entry points by the ResNet before the transformer, which no argument can change.
 _HYBRIDS = {
@@ -124,8 +124,7 @@ class TimmFormat:
 def timm_config(model: PortableModel) -> dict[str, Any]:
     """The config.json with which timm builds this model."""
     variant, pixels = model.variant, model.preprocessing
-    stem = variant.stem
-    first_conv = "patch_embed.proj" if stem is None else f"patch_embed.backbone.{'stem.' if stem else ''}conv"
+    first_conv = first_convolution(model.shapes).removesuffix(".weight")
     config: dict[str, Any] = {
         "architecture": _architecture(model),
         "num_classes": variant.num_classes,
