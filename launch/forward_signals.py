@@ -24,6 +24,9 @@ import psutil
 
 from vitscale.errors import EXIT_FILE_VARIABLE, STOP_SIGNALS
 
+# A launcher gives both to each of its ranks.
+RANK_VARIABLES = {"RANK", "LOCAL_RANK"}
+
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -45,10 +48,12 @@ def run(command: Sequence[str], exit_file: Path) -> int:
     Raises:
         click.ClickException: the launcher is not there.
     """
+    # Ranks are known by these two variables, so a launcher must not inherit them from a task or a notebook around it.
+    inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
     try:
         launcher = subprocess.Popen(
             command,
-            env={**os.environ, EXIT_FILE_VARIABLE: str(exit_file)},
+            env={**inherited, EXIT_FILE_VARIABLE: str(exit_file)},
             # Away from the terminal, whose Ctrl-C would reach the launcher and its ranks a second time.
             start_new_session=True,
         )
@@ -90,7 +95,7 @@ def find_ranks(launcher: int) -> list[psutil.Process]:
 
 def _is_marked(process: psutil.Process) -> bool:
     try:
-        return {"RANK", "LOCAL_RANK"} <= process.environ().keys()
+        return process.environ().keys() >= RANK_VARIABLES
     except psutil.Error:  # it ended meanwhile
         return False
 

@@ -60,6 +60,13 @@ def await_files(*paths: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture(autouse=True)
+def inside_another_rank(monkeypatch):
+    """As in a Slurm task or a notebook that trained before: the launcher itself must not pass for a rank."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+
+
 @contextlib.contextmanager
 def running(launcher: str, folder: Path, word: str) -> Iterator[subprocess.Popen[bytes]]:
     """Two ranks under the wrapper; told to stop at the end of the block."""
