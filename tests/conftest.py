@@ -1,8 +1,11 @@
 """Fixtures that many tests share."""
 
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import hypothesis
 import pytest
@@ -10,10 +13,19 @@ import torch
 import yaml
 from micro_run import REPOSITORY, micro_tree, write_class_tars
 
+from vitscale.config.cache import CACHE_VARIABLE
+
 torch.set_num_threads(1)
 # A deadline would make every property a timed test, which fails where the machine is slow or busy.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory) -> Iterator[None]:
+    """A cache of the tests' own, for them and for every process they start."""
+    with mock.patch.dict(os.environ, {CACHE_VARIABLE: str(tmp_path_factory.mktemp("cache"))}):
+        yield
 
 
 @pytest.fixture(scope="session")

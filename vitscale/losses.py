@@ -1,4 +1,4 @@
-"""Training losses on integer labels."""
+"""Training losses on integer labels or on probabilities of the classes."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Loss = Callable[[Tensor | tuple[Tensor, Tensor], Tensor], Tensor]
-"""(logits [B, C] of any float dtype, labels int64 [B]) -> fp32 scalar, the mean over the batch.
+"""(logits [B, C] of any float dtype, labels int64 [B] or fp32 [B, C]) -> fp32 scalar, the mean over the batch.
 
 The two logits of a distilled model in training give the mean of both losses: without a teacher, both heads
 learn from the labels."""
@@ -40,7 +40,10 @@ def classification_loss(kind: Literal["softmax", "sigmoid"], label_smoothing: fl
 
 
 def _sigmoid_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    # A class costs softplus(-z) if it is the right one, else softplus(z). torch's own binary cross-entropy takes the
-    # difference of two numbers near 10 where z is near -10, and is 0.8 % off there in fp32.
+    # A class costs softplus(-z) as far as it is the right one, and softplus(z) as far as it is not. torch's own binary
+    # cross-entropy takes the difference of two numbers near 10 where z is near -10, and is 0.8 % off there in fp32.
+    logits = logits.float()
+    if labels.is_floating_point():
+        return (labels * F.softplus(-logits) + (1 - labels) * F.softplus(logits)).sum() / logits.shape[0]
     sign = 1 - 2 * F.one_hot(labels, logits.shape[1])
-    return F.softplus(sign * logits.float()).sum() / logits.shape[0]
+    return F.softplus(sign * logits).sum() / logits.shape[0]

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FLOORS = "imports go down the floors, never up or sideways"
 DEEPSPEED = "only the engine imports deepspeed"
-DATA_TOOLS = "data_tools needs only the index, the order and the decoder"
+DATA_TOOLS = "data_tools needs only index, split, order, labels and decoder"
 
 
 @pytest.fixture

@@ -53,15 +53,16 @@ def section_in(annotation):
 
 
 def names_of_sections(tree):
-    """Which identifiers hold which section: fields of other sections by name, and annotated arguments of `tree`."""
+    """Which identifiers hold which section: fields of other sections, and annotated names of `tree`."""
     names = {}
     for section in SECTIONS.values():
         for field, info in section.model_fields.items():
             if held := section_in(info.annotation):
                 names.setdefault(field, set()).add(held)
     for node in ast.walk(tree):
-        if isinstance(node, ast.arg) and isinstance(node.annotation, ast.Name) and node.annotation.id in SECTIONS:
-            names.setdefault(node.arg, set()).add(SECTIONS[node.annotation.id])
+        if isinstance(node, ast.arg | ast.AnnAssign) and getattr(node.annotation, "id", None) in SECTIONS:
+            name = node.arg if isinstance(node, ast.arg) else getattr(node.target, "id", None)
+            names.setdefault(name, set()).add(SECTIONS[node.annotation.id])
     return names
 
 
@@ -74,7 +75,16 @@ def fields_read(tree):
             for section in names.get(getattr(node.value, "id", getattr(node.value, "attr", None)), ()):
                 dumped = node.attr == "model_dump" and section is not config.Config
                 read |= {(section, field) for field in (section.model_fields if dumped else [node.attr])}
-    return read
+    return read | fields_of_properties(tree)
+
+
+def fields_of_properties(tree):
+    """What the properties of sections read of their own and of the sections they hold; others ask for the property."""
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name in SECTIONS]
+    functions = [node for owner in classes for node in owner.body if isinstance(node, ast.FunctionDef)]
+    properties = [f for f in functions if any(getattr(d, "id", None) == "property" for d in f.decorator_list)]
+    attributes = {node.attr for f in properties for node in ast.walk(f) if isinstance(node, ast.Attribute)}
+    return {(section, field) for section in SECTIONS.values() for field in attributes & section.model_fields.keys()}
 
 
 def test_every_field_of_a_config_is_read():
@@ -95,3 +105,7 @@ def test_the_search_for_unread_fields_finds_one():
     assert {(config.OptimSection, "eps"), (config.RunSection, "seed")} <= read
     assert (config.OptimSection, "name") not in read
     assert (config.RunSection, "dir") not in read
+    tree = ast.parse(
+        "class DataSection:\n    @property\n    def p(self):\n        return self.lanes\n    def q(self): self.block"
+    )
+    assert fields_read(tree) == {(config.DataSection, "lanes")}

@@ -96,3 +96,14 @@ def test_two_heads_learn_from_the_labels_alike(kind):
     assert loss((first, second), labels).item() == pytest.approx(
         (loss(first, labels) + loss(second, labels)).item() / 2
     )
+
+
+@pytest.mark.parametrize(("kind", "label_smoothing"), [("softmax", 0.0), ("softmax", 0.1), ("sigmoid", 0.0)])
+def test_probabilities_weigh_what_the_labels_cost(kind, label_smoothing):
+    """Both losses are linear in their targets."""
+    loss = classification_loss(kind, label_smoothing)
+    logits, labels = draw(6, 5, 1.0, 0)
+    own, partner = (torch.nn.functional.one_hot(wanted, 5).float() for wanted in (labels, labels.flip(0)))
+    mixed = loss(logits, 0.3 * own + 0.7 * partner).item()
+    assert mixed == pytest.approx(0.3 * loss(logits, labels).item() + 0.7 * loss(logits, labels.flip(0)).item())
+    assert loss(logits, own).item() == pytest.approx(loss(logits, labels).item())

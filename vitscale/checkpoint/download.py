@@ -6,7 +6,7 @@ CACHE/weights/3f0c9a51be77-ViT-H_14.npz             the file; only its record ma
               3f0c9a51be77-ViT-H_14.npz.part.json   what the server said of it, so that a later try goes on with it
               3f0c9a51be77-ViT-H_14.npz.lock        held by the process that downloads
 
-CACHE is $VITSCALE_CACHE, else $XDG_CACHE_HOME/vitscale, else ~/.cache/vitscale.
+CACHE is `config.cache.cache_folder`.
 """
 
 import fcntl
@@ -33,12 +33,10 @@ from tqdm import tqdm
 
 from vitscale.checkpoint.manifest import FileRecord
 from vitscale.checkpoint.store import check_file, record_file
+from vitscale.config.cache import CACHE_VARIABLE, cache_folder
 from vitscale.errors import CheckpointError
 
 log = logging.getLogger(__name__)
-
-CACHE_VARIABLE = "VITSCALE_CACHE"
-"""Environment variable: the folder that downloads are kept in."""
 
 OFFLINE_VARIABLE = "VITSCALE_OFFLINE"
 """Environment variable: when neither empty nor 0, nothing is asked of a network."""
@@ -101,7 +99,7 @@ def fetch(url: str, *, cache_dir: Path | None = None, offline: bool | None = Non
         CheckpointError: not such a URL, not in the cache when offline, out of reach, refused by the server, not the
             expected content, or a cache that cannot be written.
     """
-    path = _cache(cache_dir) / "weights" / _name_of(url)
+    path = (cache_dir or cache_folder()) / "weights" / _name_of(url)
     told = OFFLINE_VARIABLE if offline is None else "offline"
     if offline is None:
         offline = os.environ.get(OFFLINE_VARIABLE, "") not in {"", "0"}
@@ -140,14 +138,6 @@ def _name_of(url: str) -> str:
         raise CheckpointError(f"{url!r}: not a URL of http://, https:// or file:// (a space is written %20)")
     name = re.sub(r"[^\w.-]", "_", re.split(r"[/\\]", unquote(location))[-1], flags=re.ASCII)
     return f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name[-150:] or 'file'}"
-
-
-def _cache(given: Path | None) -> Path:
-    named = os.environ.get(CACHE_VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vitscale")
-    try:
-        return given or Path(named).expanduser()
-    except RuntimeError as error:
-        raise CheckpointError(f"no folder for the cache: {error}: name one in {CACHE_VARIABLE}") from None
 
 
 def _fault(path: Path) -> str | None:

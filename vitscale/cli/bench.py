@@ -3,13 +3,29 @@
 import platform
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import click
 import torch
 
 from vitscale import ranks as process_group
-from vitscale.bench import OTHERS, compare_engines, compare_formats, measure_export, write_checkpoint
+from vitscale.bench import (
+    OTHERS,
+    ROWS,
+    DataBench,
+    compare_concurrency,
+    compare_decoders,
+    compare_engines,
+    compare_formats,
+    measure_export,
+    photographs,
+    report,
+    work_folder,
+    write_checkpoint,
+)
+from vitscale.data import turbojpeg
 from vitscale.model import TABLE, resolve_variant
 
 
@@ -106,3 +122,67 @@ def export(model: str, ranks: int, folder: Path | None) -> None:
                 f"| {format_} {precision}{', features' if features_only else ''} | {cost.size_bytes / 1e9:.2f} "
                 f"| {cost.seconds:.1f} | {cost.peak_rss_bytes / 1e6:.0f} | {cost.peak_rss_bytes / weights_bytes:.3f} |"
             )
+
+
+@command.command()
+@click.option(
+    "--interpolation",
+    type=click.Choice(["bilinear", "bicubic"]),
+    default="bilinear",
+    show_default=True,
+    help="All ways'.",
+)
+@click.option("--images", default=8, show_default=True, type=click.IntRange(min=1), help="Images of each kind.")
+@click.option("--rounds", default=7, show_default=True, type=click.IntRange(min=1), help="Counted rounds.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=2), help="Threads, and processes.")
+def decode(interpolation: Literal["bilinear", "bicubic"], images: int, rounds: int, workers: int) -> None:
+    """Images a second and core from JPEG to a random crop of 224 px, beside Pillow and cv2.
+
+    \b
+    Example:
+      vitscale bench decode --interpolation bicubic
+    """
+    files = photographs(images)
+    library = turbojpeg.find()
+    click.echo(
+        f"{platform.processor() or platform.machine()}, {images} images of each kind, {rounds} rounds, "
+        f"{interpolation}, TurboJPEG 3: {library.path if library else 'not found'}; in brackets: over the first row"
+    )
+    cells: dict[str, list[str]] = {}
+    ratios: dict[str, list[float]] = {}
+    for rate in compare_decoders(files, interpolation, rounds):
+        cells.setdefault(rate.way, []).append(f"{rate.images_per_s:.0f} ({rate.ratio:.2f})")
+        ratios.setdefault(rate.way, []).append(rate.ratio)
+    click.echo(f"| images/s a core | {' | '.join(files)} | median |\n|---|{'--:|' * (len(files) + 1)}")
+    for way, row in cells.items():
+        click.echo(f"| {way} | {' | '.join(row)} | {statistics.median(ratios[way]):.2f} |")
+    kind = next(iter(files))
+    together = compare_concurrency(files[kind], interpolation, workers, rounds)
+    click.echo(f"\n{kind}, images/s: " + ", ".join(f"{name} {found:.0f}" for name, found in together.items()))
+
+
+@command.command()
+@click.option("--rows", multiple=True, type=click.Choice(list(ROWS)), help="What to measure; all if left out.")
+@click.option("--images", default=2000, show_default=True, type=click.IntRange(min=64), help="Photographs.")
+@click.option("--samples", default=14_197_122, show_default=True, type=click.IntRange(min=8192), help="A long index's.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(min=1), help="Of every loader.")
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(min=1), help="Counted rounds.")
+@click.option("--seconds", default=10.0, show_default=True, type=click.FloatRange(min=0), help="A loader's turn.")
+@click.option("--batches", default=200, show_default=True, type=click.IntRange(min=40), help="That memory is watched.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in, not to be removed.")
+def data(
+    rows: tuple[str, ...], images: int, samples: int, workers: int, rounds: int, seconds: float, batches: int,
+    keep: Path | None,
+) -> None:  # fmt: skip
+    """Figures of the data plane: batches a second beside other loaders, resume, memory, order, mixing, reads.
+
+    \b
+    Examples:
+      vitscale bench data --keep /scratch/bench
+      vitscale bench data --rows order --rows mixing
+    """
+    with work_folder(keep) as folder:
+        say = partial(click.echo, err=True)
+        bench = DataBench(folder, images, 250, samples, workers, rounds, seconds, batches, say)
+        for line in report(bench, rows or tuple(ROWS)):
+            click.echo(line)

@@ -1,12 +1,21 @@
 """Configs: frozen models, YAML composition, overrides, and the numbers that follow from them."""
 
+from vitscale.config.augment import (
+    AugmentSection,
+    BlurSection,
+    ErasingSection,
+    JitterSection,
+    MixSection,
+    RandAugmentSection,
+)
+from vitscale.config.data import DataSection, SourceSection, SplitSection, StreamSection
 from vitscale.config.derive import BatchSplit, split_batch, total_steps
 from vitscale.config.load import differing_keys, load_config, merge_trees, parse_config
+from vitscale.config.remote import RemoteSection
 from vitscale.config.schema import (
     BatchSection,
     CheckpointSection,
     Config,
-    DataSection,
     EngineSection,
     EvalSection,
     InitSection,
@@ -16,25 +25,33 @@ from vitscale.config.schema import (
     OptimSection,
     RunSection,
     ScheduleSection,
-    SplitSection,
 )
 
 __all__ = [
+    "AugmentSection",
     "BatchSection",
     "BatchSplit",
+    "BlurSection",
     "CheckpointSection",
     "Config",
     "DataSection",
     "EngineSection",
+    "ErasingSection",
     "EvalSection",
     "InitSection",
+    "JitterSection",
     "LogSection",
     "LossSection",
+    "MixSection",
     "ModelSection",
     "OptimSection",
+    "RandAugmentSection",
+    "RemoteSection",
     "RunSection",
     "ScheduleSection",
+    "SourceSection",
     "SplitSection",
+    "StreamSection",
     "differing_keys",
     "load_config",
     "merge_trees",

@@ -5,22 +5,12 @@ others (accumulation, total steps) are not fields: `vitscale.config.derive` comp
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-AboveZero = Annotated[float, Field(gt=0.0)]
-RGB = tuple[float, float, float]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are refused, nothing changes after load."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+from vitscale.config.data import DataSection
+from vitscale.config.section import AboveZero, Count, NotNegative, Positive, Rate, Section
 
 
 class RunSection(Section):
@@ -65,7 +55,7 @@ class ModelSection(Section):
     """A second token with a head of its own, as in DeiT; the variant's own when left out."""
     reg_tokens: Count | None = None
     """Register tokens; the variant's own number when left out."""
-    layer_scale: Annotated[float, Field(ge=0.0)] | None = None
+    layer_scale: NotNegative | None = None
     """First value of LayerScale's factors, 0 for no LayerScale; the variant's own when left out."""
     qk_norm: bool | None = None
     """LayerNorm of queries and keys; the variant's own when left out."""
@@ -101,48 +91,6 @@ class InitSection(Section):
     between cell centres (timm for Google's npz) or between the corner cells (Google)."""
 
 
-class SplitSection(Section):
-    """One split of one built dataset."""
-
-    path: Path
-    """Folder that `vitscale-data build` wrote (it holds dataset.json)."""
-    split: str
-    """Name of the split in dataset.json, such as train or val."""
-
-
-class DataSection(Section):
-    """Which samples, in which order, and how they become batches."""
-
-    train: SplitSection
-    """Training split."""
-    val: SplitSection | None = None
-    """Validation split; no validation when left out."""
-    lanes: Positive = 64
-    """Canonical data streams of the order, fixed for the life of the run."""
-    block: Positive = 64
-    """Neighbouring samples that one lane reads in sequence; 1 shuffles sample by sample (small sets)."""
-    workers: Count = 4
-    """Loader processes of each rank; 0 decodes in the training process."""
-    prefetch_batches: Positive = 4
-    """Micro-batches each loader process holds ready."""
-    crop_scale: tuple[Fraction, Fraction] = (0.05, 1.0)
-    """Area of a training crop as a fraction of the image: least, most (inception crop)."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width over height of a training crop: least, most."""
-    flip: Fraction = 0.5
-    """Probability of a horizontal flip in training."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Filter of every resize."""
-    val_crop: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    """Side of the validation's centre crop over the resized image's shorter side."""
-    mean: RGB = (0.5, 0.5, 0.5)
-    """Mean that is taken from the pixels, in units of 0 to 1."""
-    std: tuple[AboveZero, AboveZero, AboveZero] = (0.5, 0.5, 0.5)
-    """Standard deviation the pixels are divided by, in units of 0 to 1."""
-    bad_sample_budget: Count = 100
-    """Unreadable samples that may be replaced before the run stops with a ShardError."""
-
-
 class BatchSection(Section):
     """Images an optimizer step sees, and how many of them a rank holds at once."""
 
@@ -169,7 +117,7 @@ class OptimSection(Section):
     """Decay of the first and the second moment."""
     eps: AboveZero = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_decay: NotNegative = 0.0
     """Decoupled decay of weight matrices; biases, norms, position embedding and class token have none."""
     clip_norm: AboveZero | None = 1.0
     """Largest global gradient norm; null for no clipping."""
@@ -186,7 +134,7 @@ class ScheduleSection(Section):
     """Length in passes over the training split; give this or `steps`."""
     warmup_steps: Count = 0
     """Steps of linear warm-up from 0, part of the length."""
-    final_lr: Annotated[float, Field(ge=0.0)] = 0.0
+    final_lr: NotNegative = 0.0
     """Learning rate that the decay would reach just after the last step."""
 
     @model_validator(mode="after")
@@ -218,7 +166,7 @@ class EngineSection(Section):
     """Whether blocks recompute their activations in backward instead of keeping them."""
     bucket_elements: Positive = 100_000_000
     """Elements of one gradient reduction or parameter gather."""
-    deepspeed_overrides: dict[str, Any] = {}
+    deepspeed_overrides: dict[str, Any] = Field(default_factory=dict)
     """Keys merged over the rendered DeepSpeed config, for what has no key here."""
 
 
@@ -271,12 +219,8 @@ class Config(Section):
             raise ValueError("loss.label_smoothing is for the softmax loss: set it to 0 with loss.kind=sigmoid")
         if self.engine.kind == "torch" and self.engine.deepspeed_overrides:
             raise ValueError("engine.deepspeed_overrides has no effect with engine.kind=torch: remove it")
+        if self.log.samples and self.data.stream is not None:
+            raise ValueError("log.samples names samples by their index, data.stream has none: set log.samples=false")
         if self.model.num_classes == 0:
             raise ValueError("model.num_classes is 0, which builds no head to train: give the number of classes")
-        low, high = self.data.crop_scale
-        if not 0 < low <= high:
-            raise ValueError(f"data.crop_scale [{low}, {high}]: give 0 < least <= most <= 1")
-        low, high = self.data.crop_ratio
-        if not 0 < low <= high:
-            raise ValueError(f"data.crop_ratio [{low}, {high}]: give 0 < least <= most")
         return self

@@ -1,11 +1,11 @@
 """What a loader hands over: micro-batches, the cursor to resume from, and the samples that were replaced."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vitscale.data.index import SplitIndex
 from vitscale.errors import CheckpointError
 
 
@@ -18,6 +18,7 @@ class Cursor:
     seed: int
     lanes: int
     block: int
+    repeats: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -29,24 +30,31 @@ class Cursor:
         return cls(**values)
 
 
-def check_cursor(cursor: Cursor, index: SplitIndex, seed: int, lanes: int, block: int) -> None:
-    """Make sure that a cursor's position means the same samples in this run as in the run that saved it.
+def check_cursor(saved: Cursor, now: Cursor, name: str) -> None:
+    """Make sure that a saved position means the same samples now as in the run that saved it.
+
+    Args:
+        saved: of the checkpoint.
+        now: the same position in this run.
+        name: what this run trains on, for the message.
 
     Raises:
-        CheckpointError: it belongs to another dataset, seed, lanes or block.
+        CheckpointError: it belongs to another dataset, seed, lanes, block or number of repeats.
     """
-    if cursor.dataset != index.hash:
+    if saved.dataset != now.dataset:
         raise CheckpointError(
-            f"{index.root}: split {index.split} is not the data the checkpoint was trained on "
-            f"(hash {index.hash[:12]}, not {cursor.dataset[:12]}): point data.train at that data"
+            f"{name}: not the data the checkpoint was trained on (hash {now.dataset[:12]}, not {saved.dataset[:12]}): "
+            "point data.train or data.mix at that data"
         )
-    for name, saved, now in (
-        ("run.seed", cursor.seed, seed),
-        ("data.lanes", cursor.lanes, lanes),
-        ("data.block", cursor.block, block),
+    for field, key in (
+        ("seed", "run.seed"),
+        ("lanes", "data.lanes"),
+        ("block", "data.block"),
+        ("repeats", "data.augment.repeats"),
     ):
-        if saved != now:
-            raise CheckpointError(f"{name} is {now}, the checkpoint's data order has {saved}: set {name}={saved}")
+        before, after = getattr(saved, field), getattr(now, field)
+        if before != after:
+            raise CheckpointError(f"{key} is {after}, the checkpoint's data order has {before}: set {key}={before}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,20 @@ class Substitution:
 
 
 @dataclass(frozen=True)
+class Traffic:
+    """What loader processes moved so far."""
+
+    read_bytes: int = 0
+    """Bytes read from the shards."""
+    used_bytes: int = 0
+    """Bytes of images among them."""
+
+    def __add__(self, other: Self) -> Self:
+        """Both together."""
+        return type(self)(self.read_bytes + other.read_bytes, self.used_bytes + other.used_bytes)
+
+
+@dataclass(frozen=True)
 class Batch:
     """A micro-batch of B images of S x S pixels.
 
@@ -73,22 +95,21 @@ class Batch:
     -1) and, in evaluation, bad samples.
     """
 
-    images: Tensor  # uint8 [B, 3, S, S]
+    images: Tensor  # uint8 [B, 3, S, S], page-locked where there is a GPU
     labels: Tensor  # int64 [B]
-    flips: Tensor  # bool [B]
     positions: Tensor  # int64 [B]
     samples: Tensor  # int64 [B]
     valid: Tensor  # bool [B]
     substitutions: tuple[Substitution, ...]
 
-    def pin_memory(self) -> Self:
-        """The batch in page-locked memory; DataLoader's pin_memory calls this."""
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if isinstance(getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
-
 
 @dataclass(frozen=True)
 class TrainBatch(Batch):
-    """A training micro-batch; its cursor is where the run stands once the whole step it belongs to is done."""
+    """A training micro-batch; its cursor is where the run stands once the whole step it belongs to is done.
 
+    `drawn` is what augmentation drew for its images; `traffic` what the rank's loader has moved since it began.
+    """
+
+    drawn: dict[str, NDArray[Any]]
     cursor: Cursor
+    traffic: Traffic

@@ -1,59 +1,201 @@
-"""Reads samples' bytes out of their shards, by the offsets of the index."""
+"""Reads samples' bytes out of their shards: those that are about to be needed, in large ranges, ahead of time.
 
-import os
+A window is a run of requests whose samples are read together. Neighbours in a shard become one range, so where a
+window covers whole blocks each block is one read; whatever the topology, only bytes that somebody asked for are
+read, but for the tar headers between neighbours.
+"""
+
 import zlib
-from collections import OrderedDict
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vitscale.data.batch import Traffic
 from vitscale.data.decode import BadSample
-from vitscale.data.index import SplitIndex
-from vitscale.errors import ShardError
+from vitscale.data.mixture import Samples
+from vitscale.data.shards import ShardBytes
+from vitscale.data.split import NO_CRC
 
-MAX_OPEN_SHARDS = 64
+# Between two images lie the padding, .cls, .wnid and a header: about 3 kB.
+MAX_GAP_BYTES = 4096
+MAX_RANGE_BYTES = 16 << 20
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Range:
+    """One read: a run of bytes of a shard, and the rows that lie in it, in the shard's order."""
+
+    source: int
+    shard: str
+    offset: int
+    size: int
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Window(Generic[R]):
+    """Requests whose rows are read together."""
+
+    requests: list[R]
+    rows: NDArray[np.int64]
 
 
 class SampleReader:
-    """Reads the samples of one split; keeps the shards it used last open."""
+    """Reads samples of some splits and checks them against the index."""
 
-    def __init__(self, index: SplitIndex) -> None:
-        """Open nothing yet: each loader process opens its own files."""
-        self.index = index
-        self._descriptors: OrderedDict[int, int] = OrderedDict()
+    def __init__(self, samples: Samples, shards: Sequence[ShardBytes]) -> None:
+        """Read from `shards`, one place a split."""
+        self.samples = samples
+        self.traffic = Traffic()
+        self._shards = shards
 
-    def reading_order(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Places in `rows`, by shard and then offset, so that a batch is read forwards."""
-        return np.lexsort((self.index.offset[rows], self.index.shard[rows]))
+    def ranges(self, rows: NDArray[np.int64]) -> list[Range]:
+        """The reads that bring these rows, each byte once, in the order in which the rows are first asked for."""
+        rows, first_asked = np.unique(rows, return_index=True)
+        samples = self.samples
+        source, shard = samples.sources(rows), samples.column("shard", rows)
+        offset, size = samples.column("offset", rows), samples.column("size", rows)
+        forwards = np.lexsort((offset, shard, source))
+        ends = (offset + size)[forwards]
+        apart = (np.diff(source[forwards]) != 0) | (np.diff(shard[forwards]) != 0)
+        apart |= offset[forwards][1:] - ends[:-1] > MAX_GAP_BYTES
+        found: list[tuple[int, Range]] = []
+        for run in np.split(forwards, np.flatnonzero(apart) + 1):
+            for part in _split_by_size(run, size):
+                begin, end = int(offset[part[0]]), int((offset[part] + size[part]).max())
+                own = int(source[part[0]])
+                name = samples.indexes[own].shards[int(shard[part[0]])]
+                reads = Range(own, name, begin, end - begin, tuple(rows[part].tolist()))
+                found.append((int(first_asked[part].min()), reads))
+        return [reads for _, reads in sorted(found, key=lambda pair: pair[0])]
+
+    def read_range(self, reads: Range) -> dict[int, memoryview]:
+        """The bytes of every row of a range.
+
+        Raises:
+            ShardError: the shard cannot be read.
+        """
+        data = memoryview(self._shards[reads.source].read(reads.shard, reads.offset, reads.size))
+        rows = np.array(reads.rows)
+        offsets = self.samples.column("offset", rows) - reads.offset
+        sizes = self.samples.column("size", rows)
+        self.traffic += Traffic(reads.size, int(sizes.sum()))
+        places = zip(reads.rows, offsets.tolist(), sizes.tolist(), strict=True)
+        return {row: data[start : start + size] for row, start, size in places}
 
     def read(self, row: int) -> bytes:
-        """The bytes of one sample.
+        """The bytes of one sample that no window holds.
 
         Raises:
             BadSample: the bytes are not those that were indexed.
             ShardError: the shard cannot be read.
         """
-        index = self.index
-        try:
-            data = os.pread(self._descriptor(int(index.shard[row])), int(index.size[row]), int(index.offset[row]))
-        except OSError as error:
-            raise ShardError(
-                f"{index.shard_path(row)}: sample {index.key(row)} cannot be read ({error.strerror}): "
-                "put the shard back or check the disk, then start again"
-            ) from None
-        if zlib.crc32(data) != index.crc32[row]:
+        (reads,) = self.ranges(np.array([row]))
+        return self.checked(row, self.read_range(reads)[row])
+
+    def checked(self, row: int, data: memoryview) -> bytes:
+        """The bytes, once they are known to be those that were indexed.
+
+        Raises:
+            BadSample: they are others.
+        """
+        crc32 = int(self.samples.column("crc32", np.array([row]))[0])
+        if crc32 not in (NO_CRC, zlib.crc32(data)):
             raise BadSample("its crc32 is not the one in the index")
-        return data
+        return bytes(data)
 
     def close(self) -> None:
         """Close the shards."""
-        while self._descriptors:
-            os.close(self._descriptors.popitem()[1])
+        for shards in self._shards:
+            shards.close()
 
-    def _descriptor(self, shard: int) -> int:
-        if shard not in self._descriptors:
-            if len(self._descriptors) == MAX_OPEN_SHARDS:
-                os.close(self._descriptors.popitem(last=False)[1])
-            self._descriptors[shard] = os.open(self.index.root / self.index.shards[shard], os.O_RDONLY)
-        self._descriptors.move_to_end(shard)
-        return self._descriptors[shard]
+
+@dataclass
+class Fetched:
+    """The bytes of one window, as they arrive."""
+
+    reader: SampleReader
+    futures: Mapping[int, "Future[dict[int, memoryview]]"] = field(default_factory=dict)
+
+    def read(self, row: int) -> bytes:
+        """The bytes of a sample, when they are there; of one outside the window, read now.
+
+        Raises:
+            BadSample: the bytes are not those that were indexed.
+            ShardError: the shard cannot be read.
+        """
+        if row not in self.futures:
+            return self.reader.read(row)
+        return self.reader.checked(row, self.futures[row].result()[row])
+
+
+def read_ahead(
+    windows: Iterable[Window[R]], reader: SampleReader, threads: int, ahead: int = 1
+) -> Iterator[tuple[R, Fetched]]:
+    """Each request with the bytes of its window, while those of the next `ahead` windows are on their way."""
+    with ThreadPoolExecutor(threads, thread_name_prefix="read-ahead") as pool:
+        started: deque[tuple[Window[R], Fetched]] = deque()
+        try:
+            for window in windows:
+                started.append((window, _start(window, reader, pool)))
+                if len(started) > ahead:
+                    yield from _requests_of(*started.popleft())
+            while started:
+                yield from _requests_of(*started.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def cut_windows(
+    requests: Iterable[R],
+    rows_of: Callable[[R], NDArray[np.int64]],
+    samples: Samples,
+    *,
+    limit_bytes: int,
+    round_of: Callable[[R], Any] | None = None,
+) -> Iterator[Window[R]]:
+    """Cut requests into windows: at every change of `round_of`, and before a window holds more than `limit_bytes`.
+
+    The first window is one request, so that the first batch need not wait for a whole one.
+    """
+    held: list[R] = []
+    rows: list[NDArray[np.int64]] = []
+    held_bytes, held_round, first = 0, None, True
+    for request in requests:
+        own = rows_of(request)
+        size, now = int(samples.column("size", own).sum()), round_of(request) if round_of else None
+        if held and (first or now != held_round or held_bytes + size > limit_bytes):
+            yield Window(held, np.concatenate(rows))
+            held, rows, held_bytes, first = [], [], 0, False
+        held.append(request)
+        rows.append(own)
+        held_bytes += size
+        held_round = now
+    if held:
+        yield Window(held, np.concatenate(rows))
+
+
+def _start(window: Window[R], reader: SampleReader, pool: ThreadPoolExecutor) -> Fetched:
+    futures: dict[int, Future[dict[int, memoryview]]] = {}
+    for reads in reader.ranges(window.rows) if len(window.rows) else ():
+        future = pool.submit(reader.read_range, reads)
+        futures.update(dict.fromkeys(reads.rows, future))
+    return Fetched(reader, futures)
+
+
+def _requests_of(window: Window[R], fetched: Fetched) -> Iterator[tuple[R, Fetched]]:
+    for request in window.requests:
+        yield request, fetched
+
+
+def _split_by_size(run: NDArray[np.int64], size: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Cut a run of neighbours where its images make up more than a range may hold."""
+    parts = np.cumsum(size[run]) // MAX_RANGE_BYTES
+    return np.split(run, np.flatnonzero(np.diff(parts)) + 1)

@@ -2,27 +2,25 @@
 
     dataset.json                     what belongs together: classes, splits, shards with their sizes
     train.parquet val.parquet        one row a sample: where its bytes are and what they show
-    train-000000.tar val-000000.tar  shards by the WebDataset convention
+    train-000000.tar val-000000.tar  shards by the WebDataset convention: KEY.jpeg, KEY.cls, KEY.wnid
 
 dataset.json is written last, so a folder without it is an unfinished build. This file alone knows the
-format: the builders write with it, training reads with it.
+format: the builders write with it, `split` opens with it for training.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vitscale.errors import ShardError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DATASET_FILE = "dataset.json"
 VERSION_KEY = b"vitscale.index"
 
@@ -37,7 +35,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("width", pa.int32(), nullable=False),  # in pixels; 0 where the image cannot be read
         pa.field("height", pa.int32(), nullable=False),
         pa.field("format", pa.dictionary(pa.int32(), pa.string()), nullable=False),  # jpeg, png, webp, ...
-        pa.field("crc32", pa.uint32(), nullable=False),  # of the image's bytes
+        pa.field("crc32", pa.uint32()),  # of the image's bytes; null where nobody read them
     ],
     metadata={VERSION_KEY: str(SCHEMA_VERSION)},
 )
@@ -48,10 +46,12 @@ class _Part(BaseModel):
 
 
 class ShardFile(_Part):
-    """A shard as dataset.json lists it."""
+    """A shard as dataset.json lists it; `sha256` is null where nobody read it whole."""
 
     name: str
     size_bytes: int
+    samples: int
+    sha256: str | None = None
 
 
 class SplitFiles(_Part):
@@ -65,47 +65,20 @@ class SplitFiles(_Part):
 
 
 class Dataset(_Part):
-    """The content of dataset.json. Classes are the wnids in label order; `plan` is the identity of the build."""
+    """The content of dataset.json.
+
+    Classes are the wnids in label order, those of `label_space` if it has a name; `plan` is the identity of the
+    build; `shards_at` is the folder or URL of the shards where they do not lie beside the index.
+    """
 
     schema_version: int
     seed: int
     plan: str
+    label_space: str | None = None
     classes: tuple[str, ...]
+    shards_at: str = ""
     splits: dict[str, SplitFiles]
     hash: str
-
-
-@dataclass(frozen=True)
-class SplitIndex:
-    """The samples of one split, a row each, as columns of length N.
-
-    `shard` holds places in `shards`; `hash` is the identity of the split's samples and classes, whatever
-    shards they lie in.
-    """
-
-    root: Path
-    split: str
-    classes: tuple[str, ...]
-    shards: tuple[str, ...]
-    hash: str
-    keys: pa.StringArray
-    shard: NDArray[np.int32]
-    offset: NDArray[np.int64]
-    size: NDArray[np.int64]
-    label: NDArray[np.int32]
-    crc32: NDArray[np.uint32]
-
-    def __len__(self) -> int:
-        """Samples in the split."""
-        return len(self.keys)
-
-    def key(self, row: int) -> str:
-        """Name of the sample at a row."""
-        return str(self.keys[row])
-
-    def shard_path(self, row: int) -> Path:
-        """The shard that holds the sample at a row."""
-        return self.root / self.shards[int(self.shard[row])]
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -134,46 +107,65 @@ def read_dataset(path: Path) -> Dataset:
         raise ShardError(f"{file}: {where}: {problem['msg']}: build the dataset again") from None
 
 
-def open_split(path: Path, split: str) -> SplitIndex:
-    """Open one split of a built dataset, after the checks that need no sample to be read.
+def read_index(path: Path, dataset: Dataset, split: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a split's index, once its file is known to be the one that dataset.json means.
 
     Raises:
-        ShardError: dataset.json, the index or a shard is missing, damaged or belongs to another dataset.
+        ShardError: the index is missing, damaged, or contradicts dataset.json.
     """
-    dataset = read_dataset(path)
-    if split not in dataset.splits:
-        raise ShardError(f"{path / DATASET_FILE}: no split {split!r}: it has {', '.join(sorted(dataset.splits))}")
     files = dataset.splits[split]
-    _check_shards(path, files.shards)
-    table = _read_index(path / files.index, files.index_sha256)
-    index = _to_columns(path, split, dataset, table)
-    _check_rows(index, path / files.index, files)
-    return index
+    file = path / files.index
+    if not file.is_file():
+        raise ShardError(f"{file}: index is missing: copy it again or build the dataset again")
+    if sha256_of_file(file) != files.index_sha256:
+        raise ShardError(
+            f"{file}: index of another dataset, or damaged (its sha256 is not the one in {DATASET_FILE}): "
+            "copy the whole folder again"
+        )
+    if not pq.read_schema(file).equals(INDEX_SCHEMA, check_metadata=True):
+        raise ShardError(f"{file}: its columns are not those of schema {SCHEMA_VERSION}: build the dataset again")
+    table = pq.read_table(file, columns=list(columns)).combine_chunks()
+    if len(table) != files.samples or len(table) == 0:
+        raise ShardError(f"{file}: {len(table)} samples, {DATASET_FILE} says {files.samples}: build the dataset again")
+    return table
 
 
 def write_index(path: Path, table: pa.Table) -> str:
     """Write the index of a split (columns of INDEX_SCHEMA, one row a sample) and return its sha256."""
     pq.write_table(table.cast(INDEX_SCHEMA).unify_dictionaries().combine_chunks(), path, compression="zstd")
-    return _sha256_of_file(path)
+    return sha256_of_file(path)
 
 
 def split_hash(classes: Sequence[str], table: pa.Table) -> str:
     """Identity of a split: classes, and every sample's key, label, size and crc32, in their order."""
     digest = hashlib.sha256("\n".join(classes).encode())
-    digest.update("\n".join(table["key"].to_pylist()).encode())
+    for chunk in filter(len, table["key"].chunks):
+        digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(chunk)], chunk), "\n")[0].as_buffer())
+        digest.update(b"\n")
     for column in ("label", "size", "crc32"):
-        digest.update(table[column].to_numpy().astype("<i8").tobytes())
+        digest.update(pc.fill_null(table[column], 0).to_numpy().astype("<i8"))
     return digest.hexdigest()
 
 
-def write_dataset_json(path: Path, seed: int, plan: str, classes: Sequence[str], splits: dict[str, SplitFiles]) -> None:
+def write_dataset_json(
+    path: Path,
+    *,
+    seed: int,
+    plan: str,
+    classes: Sequence[str],
+    splits: dict[str, SplitFiles],
+    label_space: str | None = None,
+    shards_at: str = "",
+) -> None:
     """Write dataset.json, whole or not at all; it makes the folder a finished build."""
     identity = hashlib.sha256("\n".join(f"{name} {splits[name].hash}" for name in sorted(splits)).encode())
     dataset = Dataset(
         schema_version=SCHEMA_VERSION,
         seed=seed,
         plan=plan,
+        label_space=label_space,
         classes=tuple(classes),
+        shards_at=shards_at,
         splits=splits,
         hash=identity.hexdigest(),
     )
@@ -182,68 +174,7 @@ def write_dataset_json(path: Path, seed: int, plan: str, classes: Sequence[str],
     temporary.replace(path / DATASET_FILE)
 
 
-def _check_shards(root: Path, shards: Sequence[ShardFile]) -> None:
-    for shard in shards:
-        file = root / shard.name
-        if not file.is_file():
-            raise ShardError(f"{file}: shard is missing: copy it again or build the dataset again")
-        size_bytes = file.stat().st_size
-        if size_bytes != shard.size_bytes:
-            raise ShardError(
-                f"{file}: shard has {size_bytes} bytes, {DATASET_FILE} says {shard.size_bytes}: "
-                "copy it again or build the dataset again"
-            )
-
-
-def _read_index(file: Path, sha256: str) -> pa.Table:
-    if not file.is_file():
-        raise ShardError(f"{file}: index is missing: copy it again or build the dataset again")
-    if _sha256_of_file(file) != sha256:
-        raise ShardError(
-            f"{file}: index of another dataset, or damaged (its sha256 is not the one in {DATASET_FILE}): "
-            "copy the whole folder again"
-        )
-    table = pq.read_table(file)
-    if not table.schema.equals(INDEX_SCHEMA, check_metadata=True):
-        raise ShardError(f"{file}: its columns are not those of schema {SCHEMA_VERSION}: build the dataset again")
-    return table
-
-
-def _to_columns(root: Path, split: str, dataset: Dataset, table: pa.Table) -> SplitIndex:
-    files = dataset.splits[split]
-    shard = table["shard"].combine_chunks()
-    return SplitIndex(
-        root=root,
-        split=split,
-        classes=dataset.classes,
-        shards=tuple(shard.dictionary.to_pylist()),
-        hash=files.hash,
-        keys=table["key"].combine_chunks(),
-        shard=shard.indices.to_numpy(),
-        offset=table["offset"].to_numpy(),
-        size=table["size"].to_numpy(),
-        label=table["label"].to_numpy(),
-        crc32=table["crc32"].to_numpy(),
-    )
-
-
-def _check_rows(index: SplitIndex, file: Path, files: SplitFiles) -> None:
-    """Rows that dataset.json contradicts would be read as other samples' bytes or train another class."""
-    sizes = {shard.name: shard.size_bytes for shard in files.shards}
-    if len(index) != files.samples or len(index) == 0:
-        raise ShardError(f"{file}: {len(index)} samples, {DATASET_FILE} says {files.samples}: build the dataset again")
-    unknown = sorted(set(index.shards) - set(sizes))
-    if unknown:
-        raise ShardError(f"{file}: shard {unknown[0]} is not in {DATASET_FILE}: build the dataset again")
-    shard_sizes = np.array([sizes[name] for name in index.shards], dtype=np.int64)
-    if (index.offset < 0).any() or (index.offset + index.size > shard_sizes[index.shard]).any():
-        raise ShardError(f"{file}: a sample lies beyond the end of its shard: build the dataset again")
-    if index.label.min() < 0 or index.label.max() >= len(index.classes):
-        raise ShardError(
-            f"{file}: a label is outside the {len(index.classes)} classes of {DATASET_FILE}: build the dataset again"
-        )
-
-
-def _sha256_of_file(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

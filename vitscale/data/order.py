@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 # First words of a hash after the seed, one a purpose, so that no two uses share their randomness.
-BLOCKS, WITHIN_BLOCK, CROP, FLIP, SUBSTITUTE, BUILD_SPLIT, BUILD_SHUFFLE = range(7)
+BLOCKS, WITHIN_BLOCK, CROP, FLIP, SUBSTITUTE, BUILD_SPLIT, BUILD_SHUFFLE, MIXTURE, STREAM = range(9)
 
 # Rounds of the permutation inside a block: from 8 on, neighbours are as independent as a test can tell.
 ROUNDS = 8
@@ -30,13 +30,21 @@ def hash64(*words: ArrayLike) -> NDArray[np.uint64]:
     pseudorandom number generators).
     """
     state = np.zeros((), dtype=np.uint64)
+    for word in words:
+        state = _absorb(state, np.asarray(word).astype(np.uint64))
+    return state
+
+
+def _absorb(state: NDArray[np.uint64], word: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is meant
-        for word in words:
-            state = (state ^ np.asarray(word).astype(np.uint64)) + GOLDEN_GAMMA
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return np.asarray(state)
+        mixed = np.asarray(state ^ word)  # a new array, so the rest is done in its place
+        mixed += GOLDEN_GAMMA
+        mixed ^= mixed >> np.uint64(30)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed ^= mixed >> np.uint64(27)
+        mixed *= np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return mixed
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,9 @@ class Order:
         """Samples (rows of the index) at these positions, int64 of the same shape [n]."""
         samples = np.empty_like(positions)
         epochs = positions // self.samples
-        for epoch in np.unique(epochs):
+        for epoch in range(epochs.min(initial=0), epochs.max(initial=-1) + 1):
             chosen = epochs == epoch
-            samples[chosen] = self._sample_in_epoch(int(epoch), positions[chosen] - epoch * self.samples)
+            samples[chosen] = self._sample_in_epoch(epoch, positions[chosen] - epoch * self.samples)
         return samples
 
     def _sample_in_epoch(self, epoch: int, q: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -82,6 +90,8 @@ class Order:
         even = self.block * self.lanes * rounds
         lane, row = q % self.lanes, q // self.lanes
         slot, offset = lane + self.lanes * (row // self.block), row % self.block
+        if q.max(initial=0) < even:
+            return slot, offset
 
         run, longer_runs = divmod(self.samples - even, self.lanes)
         tail_lane, tail_row = (q - even) % self.lanes, (q - even) // self.lanes
@@ -125,11 +135,26 @@ def _permute(x: NDArray[np.int64], sizes: NDArray[np.int64], keys: NDArray[np.ui
     bits = np.ceil(np.log2(sizes)).astype(np.uint64)
     masks, folds = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) // np.uint64(2)
     image = x.astype(np.uint64)
-    walking = np.arange(len(x))
-    while len(walking):
-        for round_number in range(ROUNDS):
-            round_keys = hash64(keys[walking], round_number)
-            stirred = (image[walking] * (round_keys | np.uint64(1)) + (round_keys >> np.uint64(32))) & masks[walking]
-            image[walking] = stirred ^ (stirred >> folds[walking])
-        walking = walking[image[walking] >= sizes[walking].astype(np.uint64)]
-    return image.astype(np.int64)
+    seeds = hash64(keys)
+    walking: NDArray[np.int64] | slice = slice(None)  # all of them, and none is copied
+    while True:
+        stirred = _stir(image[walking], masks[walking], folds[walking], seeds[walking])
+        image[walking] = stirred
+        beyond = np.flatnonzero(stirred >= sizes[walking].astype(np.uint64))
+        if not len(beyond):
+            return image.astype(np.int64)
+        walking = beyond if isinstance(walking, slice) else walking[beyond]
+
+
+def _stir(
+    image: NDArray[np.uint64], masks: NDArray[np.uint64], folds: NDArray[np.uint64], seeds: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    """One walk: a permutation of range(mask + 1)."""
+    for round_number in range(ROUNDS):
+        keys = _absorb(seeds, np.uint64(round_number))
+        image = image * (keys | np.uint64(1))
+        keys >>= np.uint64(32)
+        image += keys
+        image &= masks
+        image ^= image >> folds
+    return image

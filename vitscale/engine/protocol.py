@@ -9,7 +9,7 @@ from torch import Tensor, nn
 LossFn = Callable[[Tensor | tuple[Tensor, Tensor], Tensor], Tensor]
 """(what the model gives in training: logits, or those of both heads of a distilled one; labels) -> scalar."""
 MicroBatch = tuple[Tensor, Tensor]
-"""Images [B, C, H, W] (float) and labels [B] (int64), both on the engine's device."""
+"""Images [B, C, H, W] (float) and labels [B] (int64) or probabilities [B, classes] (float), on the engine's device."""
 
 MASTER = "master"
 """Key of the fp32 weights among a fragment's values; the other keys are the optimizer's own."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitscale.data.augment import prepare_images
+from vitscale.data.augment import normalise
 from vitscale.data.batch import Batch
 from vitscale.ranks import Ranks
 
@@ -39,7 +39,7 @@ def measure_accuracy(
     """
     totals = torch.zeros(4, dtype=torch.float64)
     for batch in batches:
-        images = prepare_images(batch.images.to(ranks.device), batch.flips.to(ranks.device), mean, std)
+        images = normalise(batch.images.to(ranks.device), mean, std)
         logits = predict(images).cpu()[batch.valid]
         labels = batch.labels[batch.valid]
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -2,6 +2,7 @@
 
 from vitscale.planning.activations import activation_bytes, checkpointed_bytes
 from vitscale.planning.parameters import parameter_parts
+from vitscale.planning.reading import Reading
 from vitscale.planning.states import StateBytes, state_bytes
 
-__all__ = ["StateBytes", "activation_bytes", "checkpointed_bytes", "parameter_parts", "state_bytes"]
+__all__ = ["Reading", "StateBytes", "activation_bytes", "checkpointed_bytes", "parameter_parts", "state_bytes"]

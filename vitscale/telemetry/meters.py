@@ -41,6 +41,7 @@ class StepMeter:
         """Start with no steps."""
         self._flops_per_image = flops_per_image
         self._peak_flops = peak_flops
+        self._read_bytes = self._used_bytes = self._told_bytes = 0
         self._reset()
 
     def add_step(self, step_time_s: float, images: int) -> None:
@@ -49,9 +50,19 @@ class StepMeter:
         self._step_time_s += step_time_s
         self._images += images
 
-    def add_data_wait(self, wait_s: float) -> None:
-        """Count time this rank waited for its loader."""
+    def add_batch(self, wait_s: float, ready: int, read_bytes: int, used_bytes: int) -> None:
+        """Count a micro-batch of this rank.
+
+        Args:
+            wait_s: time the rank waited for it.
+            ready: micro-batches that were ready beside it.
+            read_bytes: bytes that the rank's loader has read from shards since it began.
+            used_bytes: bytes of samples among them.
+        """
         self._data_wait_s += wait_s
+        self._batches += 1
+        self._ready += ready
+        self._read_bytes, self._used_bytes = read_bytes, used_bytes
 
     def read(self) -> dict[str, float]:
         """Metrics over the steps (at least one) since the last read, by tag, and start anew.
@@ -66,6 +77,12 @@ class StepMeter:
             tags.PERF_STEP_TIME_S: self._step_time_s / self._steps,
             tags.PERF_DATA_WAIT_FRACTION: self._data_wait_s / self._step_time_s,
         }
+        if self._batches:
+            scalars[tags.DATA_READY_BATCHES] = self._ready / self._batches
+            scalars[tags.DATA_READ_BYTES_PER_S] = (self._read_bytes - self._told_bytes) / self._step_time_s
+            self._told_bytes = self._read_bytes
+        if self._used_bytes:
+            scalars[tags.DATA_READ_AMPLIFICATION] = self._read_bytes / self._used_bytes
         if self._peak_flops is not None:
             scalars[tags.PERF_MFU] = images_per_s * self._flops_per_image / self._peak_flops
         self._reset()
@@ -74,5 +91,7 @@ class StepMeter:
     def _reset(self) -> None:
         self._steps = 0
         self._images = 0
+        self._batches = 0
+        self._ready = 0
         self._step_time_s = 0.0
         self._data_wait_s = 0.0

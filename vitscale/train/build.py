@@ -7,8 +7,13 @@ from typing import Any
 import torch
 
 from vitscale.checkpoint import READERS, PortableModel, adapt_to, check_trunk, load_into, read_portable
-from vitscale.config import BatchSplit, Config, split_batch, total_steps
-from vitscale.data.index import SplitIndex, open_split
+from vitscale.config import BatchSplit, Config, SplitSection, split_batch, total_steps
+from vitscale.data.augment import Augmentation
+from vitscale.data.loader import TrainLoader
+from vitscale.data.mixture import Mixture, Samples
+from vitscale.data.recipes import MixtureRecipe
+from vitscale.data.split import SplitIndex, open_split
+from vitscale.data.stream import Stream, StreamRecipe
 from vitscale.engine import TrainEngine, create_engine, render_deepspeed_config, resolve_precision
 from vitscale.errors import ConfigError
 from vitscale.losses import SIGMOID_HEAD_BIAS, classification_loss
@@ -24,15 +29,17 @@ class Blueprint:
     """A config checked against its data and its ranks: everything that is known before anything is built."""
 
     config: Config
-    train_index: SplitIndex
+    source: Mixture | Stream
     val_index: SplitIndex | None
     split: BatchSplit
     total_steps: int
     variant: Variant
 
 
-def draw_blueprint(config: Config, world_size: int, device: torch.device) -> Blueprint:
+def draw_blueprint(config: Config, world_size: int, device: torch.device, check_shards: bool = True) -> Blueprint:
     """Check all that can be wrong with a run before it starts, without building the model.
+
+    Thousands of shards are looked for where `check_shards` says so: one rank is enough.
 
     Raises:
         ConfigError, ShardError, CheckpointError: one line each, with the mend.
@@ -43,23 +50,61 @@ def draw_blueprint(config: Config, world_size: int, device: torch.device) -> Blu
     render_deepspeed_config(
         config.engine, split, config.optim.clip_norm, resolve_precision(config.engine.precision, device)
     )
-    train_index = open_split(config.data.train.path, config.data.train.split)
-    val = config.data.val
-    val_index = open_split(val.path, val.split) if val is not None else None
-    if len(train_index.classes) != variant.num_classes:
+    source, val_index = open_data(config, check_shards)
+    classes = source.classes
+    if len(classes) != variant.num_classes:
         raise ConfigError(
-            f"model.num_classes {variant.num_classes} is not the {len(train_index.classes)} classes of "
-            f"{config.data.train.path}: set model.num_classes={len(train_index.classes)}"
-        )
-    if val_index is not None and val_index.classes != train_index.classes:
-        raise ConfigError(
-            f"data.val {config.data.val.path if config.data.val else ''} has other classes than data.train "
-            f"{config.data.train.path}: build both from the same list of classes"
+            f"model.num_classes {variant.num_classes} is not the {len(classes)} classes of the training data: "
+            f"set model.num_classes={len(classes)}"
         )
     if config.init.path is not None:
         _check_init(config, variant)
-    steps = total_steps(config.schedule, split.global_batch, len(train_index))
-    return Blueprint(config, train_index, val_index, split, steps, variant)
+    steps = total_steps(config.schedule, split.global_batch, source.epoch_images)
+    return Blueprint(config, source, val_index, split, steps, variant)
+
+
+def open_data(config: Config, check_shards: bool = True) -> tuple[Mixture | Stream, SplitIndex | None]:
+    """The training samples and the validation split, if there is one, in the same classes.
+
+    Raises:
+        ShardError: a dataset is missing or damaged.
+        ConfigError: the datasets have different classes.
+    """
+    data = config.data
+
+    def opened(section: SplitSection) -> SplitIndex:
+        return open_split(section.path, section.split, label_space=data.label_space, check_shards=check_shards)
+
+    indexes = tuple(opened(source) for source in data.sources)
+    val_index = opened(data.val) if data.val is not None else None
+    if data.stream is not None:
+        if val_index is not None and len(val_index.classes) != data.stream.num_classes:
+            raise ConfigError(
+                f"data.val has {len(val_index.classes)} classes, data.stream.num_classes is {data.stream.num_classes}: "
+                "validate on a split in the same label space"
+            )
+        return Stream(data.stream, config.run.seed), val_index
+    for section, index in zip((*data.sources, data.val), (*indexes, val_index), strict=True):
+        if section is not None and index is not None and index.classes != indexes[0].classes:
+            raise ConfigError(
+                f"{section.path} has other classes than {data.sources[0].path}: name a label space that holds both "
+                "in data.label_space, or build both from the same list of classes"
+            )
+    repeats = data.augment.repeats
+    return Mixture(Samples(indexes), data.weights, config.run.seed, data.lanes, data.block, repeats), val_index
+
+
+def open_loader(blueprint: Blueprint, augmentation: Augmentation, rank: int, start_position: int) -> TrainLoader:
+    """This rank's training micro-batches from a position on."""
+    source, config = blueprint.source, blueprint.config.data
+    shared = (config, augmentation, blueprint.split, rank, start_position)
+    return TrainLoader(MixtureRecipe(*shared, source) if isinstance(source, Mixture) else StreamRecipe(*shared, source))
+
+
+def build_augmentation(blueprint: Blueprint) -> Augmentation:
+    """What happens to the training images after the crop."""
+    data, img_size = blueprint.config.data, blueprint.variant.image_px[0]
+    return Augmentation(data.augment, blueprint.config.run.seed, img_size, data.flip, data.mean, data.std)
 
 
 def build_engine(blueprint: Blueprint, ranks: Ranks) -> tuple[TrainEngine, dict[str, list[int]]]:

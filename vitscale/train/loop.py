@@ -14,17 +14,26 @@ import torch
 from vitscale import ranks as process_group
 from vitscale.checkpoint import CheckpointStore
 from vitscale.config import Config
-from vitscale.data.augment import prepare_images
 from vitscale.data.batch import Cursor, TrainBatch, check_cursor
-from vitscale.data.loader import EvalLoader, TrainLoader
+from vitscale.data.loader import EvalLoader
+from vitscale.data.mixture import Mixture
+from vitscale.data.mixup import MixedLabels, soft_targets
 from vitscale.data.order import hash64
+from vitscale.data.processes import start_server
 from vitscale.engine import MicroBatch, StepResult
 from vitscale.errors import DivergenceError, ExitStatus, VitscaleError
 from vitscale.evaluation import measure_accuracy
 from vitscale.optim import learning_rate
 from vitscale.ranks import Ranks
 from vitscale.telemetry import purge_after, tags
-from vitscale.train.build import Blueprint, build_engine, draw_blueprint, exported_arguments
+from vitscale.train.build import (
+    Blueprint,
+    build_augmentation,
+    build_engine,
+    draw_blueprint,
+    exported_arguments,
+    open_loader,
+)
 from vitscale.train.ledger import SampleLedger, purge_ledger
 from vitscale.train.reporting import Reporter
 from vitscale.train.run_directory import RunDirectory
@@ -55,7 +64,7 @@ def run_training(config: Config, allow_change: Sequence[str] = ()) -> ExitStatus
         # Rank 0 looks first, so that a mistake is told once and not by every rank.
         drawn: list[Blueprint] = []
         on_main(ranks, lambda: drawn.append(draw_blueprint(config, ranks.world_size, ranks.device)))
-        blueprint = drawn[0] if drawn else draw_blueprint(config, ranks.world_size, ranks.device)
+        blueprint = drawn[0] if drawn else draw_blueprint(config, ranks.world_size, ranks.device, check_shards=False)
         directory = RunDirectory.open(config, ranks, allow_change)
         trainer: Trainer | None = None
         status, reason = ExitStatus.TRANSIENT, ""
@@ -86,6 +95,8 @@ class Trainer:
         self.ranks = ranks
         self.stop = stop
         self.config = config
+        if config.data.workers:
+            start_server()  # its imports run beside the building of the engine
         self.engine, shapes = build_engine(blueprint, ranks)
         self.saver = Saver(
             config,
@@ -94,7 +105,7 @@ class Trainer:
             CheckpointStore(directory.path),
             directory,
             exported_arguments(config),
-            blueprint.train_index.classes,
+            blueprint.source.classes,
             shapes,
         )
         restored = self.saver.restore()
@@ -102,13 +113,8 @@ class Trainer:
             self.progress = Progress()
         else:
             self.progress, cursor = restored
-            check_cursor(
-                Cursor.from_dict(cursor),
-                blueprint.train_index,
-                seed=config.run.seed,
-                lanes=config.data.lanes,
-                block=config.data.block,
-            )
+            saved, source = Cursor.from_dict(cursor), blueprint.source
+            check_cursor(saved, source.cursor(saved.position), source.name)
         self.saved_step = self.progress.step
         # Whatever was written beyond the restored step is about to be done again.
         if ranks.is_main:
@@ -117,15 +123,9 @@ class Trainer:
         ranks.barrier()
         self.reporter = Reporter(blueprint, ranks, directory.path, self.progress.step)
         self.ledger = SampleLedger(directory.path, ranks.rank) if config.log.samples else None
-        self.loader = TrainLoader(
-            blueprint.train_index,
-            config.data,
-            seed=config.run.seed,
-            img_size=blueprint.variant.image_px[0],
-            split=blueprint.split,
-            rank=ranks.rank,
-            start_position=self.progress.step * blueprint.split.global_batch,
-        )
+        self.augmentation = build_augmentation(blueprint)
+        start = self.progress.step * blueprint.split.global_batch
+        self.loader = open_loader(blueprint, self.augmentation, ranks.rank, start)
         self.eval_loader = open_eval_loader(blueprint, ranks)
         # Of the step just done; set by train_step.
         self.result: StepResult
@@ -175,23 +175,25 @@ class Trainer:
         self.progress.step += 1
         self.reporter.meter.add_step(time.perf_counter() - started_s, self.blueprint.split.global_batch)
         if self.ledger is not None:
+            source = self.blueprint.source
+            assert isinstance(source, Mixture)  # the config asks for a ledger of nothing else
             rows = (row for batch in seen for row in batch.samples.tolist())
-            self.ledger.write(self.progress.step, map(self.blueprint.train_index.key, rows))
+            self.ledger.write(self.progress.step, map(source.samples.key, rows))
 
     def micro_batches(self, seen: list[TrainBatch]) -> Iterator[MicroBatch]:
         """This step's micro-batches on the device; each goes into `seen` too."""
-        data = self.config.data
+        device = self.ranks.device
         for _ in range(self.blueprint.split.grad_accum):
             started_s = time.perf_counter()
             batch = next(self.loader)
-            self.reporter.meter.add_data_wait(time.perf_counter() - started_s)
-            self.reporter.substitutions(batch.substitutions)
+            self.reporter.batch(batch, time.perf_counter() - started_s, self.loader.ready)
             seen.append(batch)
-            device = self.ranks.device
             images = batch.images.to(device, non_blocking=True)
-            flips = batch.flips.to(device, non_blocking=True)
             labels = batch.labels.to(device, non_blocking=True)
-            yield prepare_images(images, flips, data.mean, data.std), labels
+            images, targets = self.augmentation.apply(images, labels, batch.drawn)
+            if isinstance(targets, MixedLabels):
+                targets = soft_targets(targets, self.blueprint.variant.num_classes)
+            yield images, targets
 
     def record(self) -> None:
         """Write the metrics of the step just done."""

@@ -1,12 +1,13 @@
 """What a run says while it goes on: metrics to the sinks, and the lines a person reads at its start."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from vitscale.data.batch import Substitution
+from vitscale.data.batch import TrainBatch
+from vitscale.data.stream import LIMITS, Stream
 from vitscale.engine import StepResult, resolve_precision
 from vitscale.model import train_flops
 from vitscale.ranks import Ranks
@@ -50,9 +51,10 @@ class Reporter:
         """Write any metrics of a step."""
         self._writer.write(step, scalars)
 
-    def substitutions(self, replaced: Iterable[Substitution]) -> None:
-        """Name the unreadable samples of a batch, on the rank that met them."""
-        for bad in replaced:
+    def batch(self, batch: TrainBatch, wait_s: float, ready: int) -> None:
+        """Count a micro-batch this rank waited for, and name its unreadable samples on the rank that met them."""
+        self.meter.add_batch(wait_s, ready, batch.traffic.read_bytes, batch.traffic.used_bytes)
+        for bad in batch.substitutions:
             self._substituted += 1
             log.warning(
                 "rank %d: sample %s of %s cannot be used (%s): replaced by %s",
@@ -76,9 +78,12 @@ def _announce(blueprint: Blueprint, ranks: Ranks, start_step: int) -> None:
         split.global_batch, split.world_size, ranks.device.type, split.micro_batch, split.grad_accum,
     )  # fmt: skip
     log.info(
-        "%d training images, %d steps, from step %d; run directory %s",
-        len(blueprint.train_index), blueprint.total_steps, start_step, config.run.dir,
+        "%d images an epoch, %d steps, from step %d; run directory %s",
+        blueprint.source.epoch_images, blueprint.total_steps, start_step, config.run.dir,
     )  # fmt: skip
+
+    if isinstance(blueprint.source, Stream):
+        log.warning(LIMITS, blueprint.source.name)
 
 
 def _hparams(blueprint: Blueprint) -> dict[str, float | int | str]:

@@ -16,7 +16,8 @@ from timm.layers import resample_abs_pos_embed
 
 import vitscale
 from vitscale.checkpoint import FORMATS, Origin, PortableModel, load_pretrained, pretrained
-from vitscale.checkpoint.download import CACHE_VARIABLE, OFFLINE_VARIABLE
+from vitscale.checkpoint.download import OFFLINE_VARIABLE
+from vitscale.config.cache import CACHE_VARIABLE
 from vitscale.errors import CheckpointError, ConfigError
 from vitscale.model import TABLE, resample_pos_embed
 

@@ -32,10 +32,22 @@ def test_a_config_survives_the_way_through_plain_values():
             "engine.deepspeed_overrides has no effect with engine.kind=torch: remove it",
         ),
         ("model", {"num_classes": 0}, "model.num_classes is 0, which builds no head to train"),
-        ("data", {"crop_scale": [0.5, 0.25]}, "data.crop_scale [0.5, 0.25]: give 0 < least <= most <= 1"),
-        ("data", {"crop_scale": [0, 1]}, "data.crop_scale [0.0, 1.0]: give 0 < least <= most <= 1"),
-        ("data", {"crop_ratio": [1.5, 0.5]}, "data.crop_ratio [1.5, 0.5]: give 0 < least <= most"),
-        ("data", {"crop_ratio": [-1, 1]}, "data.crop_ratio [-1.0, 1.0]: give 0 < least <= most"),
+        ("data", {"crop_scale": [0.5, 0.25]}, "data: crop_scale [0.5, 0.25]: give 0 < least <= most <= 1"),
+        ("data", {"crop_scale": [0, 1]}, "data: crop_scale [0.0, 1.0]: give 0 < least <= most <= 1"),
+        ("data", {"crop_ratio": [1.5, 0.5]}, "data: crop_ratio [1.5, 0.5]: give 0 < least <= most"),
+        ("data", {"crop_ratio": [-1, 1]}, "data: crop_ratio [-1.0, 1.0]: give 0 < least <= most"),
+        ("data", {"train": None}, "data: give exactly one of train, mix and stream"),
+        ("data", {"mix": [{"path": "a", "split": "b"}]}, "data: give exactly one of train, mix and stream"),
+        (
+            "data",
+            {"train": None, "mix": [{"path": "a", "split": "b"}, {"path": "c", "split": "b", "weight": 2}]},
+            "data: mix: give a weight to every source or to none",
+        ),
+        (
+            "data",
+            {"train": None, "mix": [{"path": "a", "split": "b"}] * 3, "lanes": 2},
+            "data: lanes 2 is fewer than the 3 sources of mix: raise it",
+        ),
         ("data", {"std": [0.5, 0, 0.5]}, "data.std.1: Input should be greater than 0 (got 0)"),
     ],
 )
@@ -53,3 +65,18 @@ def test_numbers_are_finite(section, key, value):
     tree[section][key] = value
     with pytest.raises(ConfigError, match=rf"^here: {section}\.{key}: "):
         parse_config(tree, source="here")
+
+
+def test_a_ledger_of_samples_needs_an_index():
+    stream = {"train": None, "stream": {"shards": "a.tar", "num_classes": 2, "samples": 9}}
+    with pytest.raises(ConfigError, match=r"log\.samples names samples by their index"):
+        parse_config(changed(data=stream, log={"samples": True}), source="here")
+
+
+def test_sources_and_their_weights():
+    data = parse_config(MINIMAL, source="here").data
+    assert [(source.path, source.split) for source in data.sources] == [(data.train.path, data.train.split)]
+    assert data.weights is None
+    mix = [{"path": "a", "split": "b", "weight": 1}, {"path": "c", "split": "d", "weight": 3}]
+    data = parse_config(changed(data={"train": None, "mix": mix}), source="here").data
+    assert ([source.path for source in data.sources], data.weights) == (["a", "c"], (1.0, 3.0))

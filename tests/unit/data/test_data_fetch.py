@@ -1,13 +1,20 @@
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from micro_data import write_dataset
 
 from vitscale.data import fetch
+from vitscale.data.batch import Traffic
 from vitscale.data.decode import BadSample
-from vitscale.data.fetch import SampleReader
-from vitscale.data.index import open_split
+from vitscale.data.fetch import SampleReader, cut_windows, read_ahead
+from vitscale.data.mixture import Samples
+from vitscale.data.shards import LocalShards
+from vitscale.data.split import open_split
 from vitscale.errors import ShardError
 
 
@@ -16,42 +23,120 @@ def copy(dataset: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(dataset, tmp_path / "copy"))
 
 
-def _open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def reader_of(*datasets: Path) -> SampleReader:
+    indexes = tuple(open_split(path, "train") for path in datasets)
+    return SampleReader(Samples(indexes), [LocalShards(Path(index.location)) for index in indexes])
 
 
-def test_reads_the_bytes_with_few_open_shards(
-    dataset: Path, images: list[bytes], monkeypatch: pytest.MonkeyPatch
+def test_ranges_join_neighbours_and_bring_every_row_once(dataset: Path, images: list[bytes]) -> None:
+    reader = reader_of(dataset)
+    rows = np.array([20, 3, 4, 5, 21, 3, 40])  # shards of 7: 0-6, 14-20, 21-27, 35-41
+    ranges = reader.ranges(rows)
+    assert [reads.rows for reads in ranges] == [(20,), (3, 4, 5), (21,), (40,)]
+    found = {row: data for reads in ranges for row, data in reader.read_range(reads).items()}
+    assert {row: bytes(data) for row, data in found.items()} == {row: images[row] for row in set(rows.tolist())}
+
+
+def test_traffic_counts_the_headers_between_neighbours(dataset: Path, images: list[bytes]) -> None:
+    reader = reader_of(dataset)
+    (reads,) = reader.ranges(np.array([4, 3]))
+    reader.read_range(reads)
+    between = -len(images[3]) % 512 + 512
+    used = len(images[3]) + len(images[4])
+    assert reader.traffic == Traffic(read_bytes=used + between, used_bytes=used)
+
+
+@given(st.lists(st.integers(0, 44), min_size=1, max_size=60), st.integers(0, 3000), st.integers(1, 5000))
+def test_whatever_the_limits_ranges_hold_the_rows(
+    dataset: Path, images: list[bytes], rows: list[int], gap: int, size: int
 ) -> None:
-    monkeypatch.setattr(fetch, "MAX_OPEN_SHARDS", 2)
-    reader = SampleReader(open_split(dataset, "train"))
-    before = _open_files()
-    rows = np.random.default_rng(0).permutation(len(images))
-    assert [reader.read(int(row)) for row in rows] == [images[row] for row in rows]
-    assert _open_files() == before + 2
-    reader.close()
-    assert _open_files() == before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fetch, "MAX_GAP_BYTES", gap)
+        patch.setattr(fetch, "MAX_RANGE_BYTES", size)
+        reader = reader_of(dataset)
+        ranges = reader.ranges(np.array(rows))
+    held = [row for reads in ranges for row in reads.rows]
+    assert sorted(held) == sorted(set(rows))
+    for reads in ranges:
+        assert all(bytes(data) == images[row] for row, data in reader.read_range(reads).items())
+        assert reads.size <= size + 2 * max(map(len, images)) + gap * len(reads.rows)
+    # Ranges come in the order in which their rows are first asked for.
+    first = [min(rows.index(row) for row in reads.rows) for reads in ranges]
+    assert first == sorted(first)
 
 
-def test_reading_order_goes_forwards(dataset: Path) -> None:
-    reader = SampleReader(open_split(dataset, "train"))
-    rows = np.random.default_rng(0).permutation(45)[:20]
-    assert rows[reader.reading_order(rows)].tolist() == sorted(rows.tolist())
+def test_sources_are_read_each_from_its_own_shards(dataset: Path, tmp_path: Path, images: list[bytes]) -> None:
+    other = write_dataset(tmp_path / "other", images[:3][::-1])
+    reader = reader_of(dataset, other)
+    assert [reader.read(row) for row in (0, 45, 47)] == [images[0], images[2], images[0]]
+
+
+def test_windows_end_where_rounds_do_and_where_they_are_full(dataset: Path) -> None:
+    samples = reader_of(dataset).samples
+    requests = [np.array([i, i + 1]) for i in range(12)]
+    size = int(samples.column("size", np.arange(45)).max())
+    by_round = cut_windows(requests, lambda r: r, samples, limit_bytes=10**9, round_of=lambda r: r[0] // 4)
+    assert [len(window.requests) for window in by_round] == [1, 3, 4, 4]
+    by_size = list(cut_windows(requests, lambda r: r, samples, limit_bytes=6 * size))
+    assert len(by_size[0].requests) == 1
+    assert all(samples.column("size", window.rows).sum() <= 6 * size for window in by_size)
+    assert max(len(window.requests) for window in by_size) >= 3
+    assert [r[0] for window in by_size for r in window.requests] == list(range(12))
+
+
+@pytest.mark.parametrize("limit_bytes", [1, 5000, 10**9])
+def test_reading_ahead_gives_every_request_its_bytes(dataset: Path, images: list[bytes], limit_bytes: int) -> None:
+    reader = reader_of(dataset)
+    rng = np.random.default_rng(0)
+    requests = [rng.integers(0, 45, 5) for _ in range(20)] + [np.array([], dtype=np.int64)]
+    windows = cut_windows(requests, lambda r: r, reader.samples, limit_bytes=limit_bytes)
+    for request, fetched in read_ahead(windows, reader, threads=3):
+        assert [fetched.read(row) for row in request.tolist()] == [images[row] for row in request]
+        assert fetched.read(7) == images[7]  # of another window, or of none
+
+
+def test_reading_ahead_runs_one_window_ahead_and_no_further(dataset: Path) -> None:
+    reader = reader_of(dataset)
+    taken: list[int] = []
+
+    def requests():
+        for i in range(10):
+            taken.append(i)
+            yield np.array([i])
+
+    windows = cut_windows(requests(), lambda r: r, reader.samples, limit_bytes=1)
+    stream = read_ahead(windows, reader, threads=1)
+    next(stream)
+    assert taken == [0, 1, 2]  # one in use, one on its way, and the one that ended it
+    stream.close()
 
 
 def test_changed_bytes_are_a_bad_sample(copy: Path) -> None:
     index = open_split(copy, "train")
-    with index.shard_path(9).open("r+b") as shard:
+    with Path(index.shard_path(9)).open("r+b") as shard:
         shard.seek(int(index.offset[9]) + 100)
         shard.write(b"\0\1\2\3")
-    reader = SampleReader(index)
+    reader = reader_of(copy)
     with pytest.raises(BadSample, match="crc32"):
         reader.read(9)
     reader.read(8)
 
 
-def test_a_lost_shard_is_named_with_the_key(copy: Path) -> None:
-    index = open_split(copy, "train")
-    index.shard_path(9).unlink()
-    with pytest.raises(ShardError, match=r"train-000001\.tar: sample image9 cannot be read \(No such file"):
-        SampleReader(index).read(9)
+def test_a_lost_shard_is_named(copy: Path) -> None:
+    reader = reader_of(copy)
+    Path(reader.samples.shard_path(9)).unlink()
+    with pytest.raises(ShardError, match=r"train-000001\.tar: cannot be read \(No such file"):
+        reader.read(9)
+    windows = cut_windows([np.array([9])], lambda r: r, reader.samples, limit_bytes=1)
+    ((_, fetched),) = read_ahead(windows, reader, threads=1)
+    with pytest.raises(ShardError, match=r"train-000001\.tar"):
+        fetched.read(9)
+
+
+def test_without_a_crc_nothing_is_checked(copy: Path, images: list[bytes]) -> None:
+    reader = reader_of(copy)
+    (index,) = reader.samples.indexes
+    assert zlib.crc32(images[9]) == index.crc32[9]
+    unknown = np.full_like(index.crc32, -1)
+    object.__setattr__(index, "crc32", unknown)
+    assert reader.checked(9, memoryview(b"anything")) == b"anything"

@@ -11,14 +11,15 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from micro_data import mixture_of, train_loader
 
 from vitscale.config import BatchSplit, DataSection
-from vitscale.data.augment import crop_box, flips
+from vitscale.data.augment import Augmentation, crop_box, flips
 from vitscale.data.batch import Batch, TrainBatch
-from vitscale.data.decode import centre_box, crop_resize, decode
-from vitscale.data.index import open_split
-from vitscale.data.loader import EvalLoader, TrainLoader
+from vitscale.data.decode import crop_resize, decode, resize_centre
+from vitscale.data.loader import EvalLoader
 from vitscale.data.order import Order
+from vitscale.data.recipes import MixtureRecipe
 from vitscale.errors import ShardError
 
 ONE_RANK = BatchSplit(global_batch=16, micro_batch=8, grad_accum=2, world_size=1)
@@ -27,27 +28,29 @@ ONE_RANK = BatchSplit(global_batch=16, micro_batch=8, grad_accum=2, world_size=1
 def train(
     section: DataSection, count: int, split: BatchSplit = ONE_RANK, rank: int = 0, start: int = 0
 ) -> list[TrainBatch]:
-    index = open_split(section.train.path, "train")
-    loader = TrainLoader(index, section, seed=5, img_size=8, split=split, rank=rank, start_position=start)
+    loader = train_loader(section, split, rank, start)
     batches = list(islice(loader, count))
     loader.close()
     return batches
 
 
 def evaluate(section: DataSection, micro_batch: int, rank: int = 0, world_size: int = 1) -> list[Batch]:
-    index = open_split(section.train.path, "train")
+    (index,) = mixture_of(section).samples.indexes
     return list(EvalLoader(index, section, img_size=8, micro_batch=micro_batch, rank=rank, world_size=world_size))
 
 
 def assert_same(left: Sequence[Batch], right: Sequence[Batch]) -> None:
     assert len(left) == len(right)
     for one, other in zip(left, right, strict=True):
-        for name in ("images", "labels", "flips", "positions", "samples", "valid"):
+        for name in ("images", "labels", "positions", "samples", "valid"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
         assert one.substitutions == other.substitutions
         assert isinstance(one, TrainBatch) is isinstance(other, TrainBatch)
         if isinstance(one, TrainBatch) and isinstance(other, TrainBatch):
             assert one.cursor == other.cursor
+            assert one.drawn.keys() == other.drawn.keys()
+            for name, drawn in one.drawn.items():
+                np.testing.assert_array_equal(drawn, other.drawn[name])
 
 
 def test_batches_hold_what_the_order_says(section: DataSection, images: list[bytes]) -> None:
@@ -57,7 +60,7 @@ def test_batches_hold_what_the_order_says(section: DataSection, images: list[byt
     rows = Order(45, 5, section.lanes, section.block).sample_at(positions)
     assert torch.cat([b.samples for b in batches]).tolist() == rows.tolist()
     assert torch.cat([b.labels for b in batches]).tolist() == (rows % 3).tolist()
-    assert torch.cat([b.flips for b in batches]).tolist() == flips(5, positions, 0.5).tolist()
+    assert np.concatenate([b.drawn["flip"] for b in batches]).tolist() == flips(5, positions, 0.5).tolist()
     for position, row, image in zip(positions, rows, torch.cat([b.images for b in batches]), strict=True):
         box = crop_box(5, int(position), 20, 26, section.crop_scale, section.crop_ratio)
         assert torch.equal(image, crop_resize(decode(images[row]), box, 8, "bilinear"))
@@ -69,6 +72,43 @@ def test_workers_do_not_change_the_batches(section: DataSection) -> None:
     with_workers = section.model_copy(update={"workers": 2, "prefetch_batches": 2})
     assert_same(train(section, 9), train(with_workers, 9))
     assert_same(evaluate(section, 8), evaluate(with_workers, 8))
+
+
+@pytest.mark.parametrize(("world_size", "workers", "lanes"), [(1, 2, 4), (2, 3, 12), (4, 2, 64)])
+def test_a_lane_is_read_by_one_worker_of_one_rank(
+    section: DataSection, world_size: int, workers: int, lanes: int
+) -> None:
+    """So that its blocks are read whole and once; here the epoch does not end."""
+    mixture = mixture_of(section)
+    augmentation = Augmentation(section.augment, 5, 8, 0.5, section.mean, section.std)
+    owners: dict[int, set[tuple[int, int]]] = {}
+    for rank in range(world_size):
+        split = BatchSplit(global_batch=2 * lanes, micro_batch=lanes // world_size, grad_accum=2, world_size=world_size)
+        recipe = MixtureRecipe(section, augmentation, split, rank, 0, mixture)
+        for request in islice(recipe.micro_batches(), 6):
+            shares = [recipe.places(request, worker, workers) for worker in range(workers)]
+            assert sorted(np.concatenate(shares)) == list(range(len(request.positions)))
+            for worker, places in enumerate(shares):
+                for position in request.positions[places].tolist():
+                    owners.setdefault(position % lanes, set()).add((rank, worker))
+    assert owners.keys() == set(range(lanes))
+    assert all(len(owner) == 1 for owner in owners.values())
+
+
+def test_memory_for_reading_ahead_does_not_change_the_batches(section: DataSection) -> None:
+    """However few bytes a window holds."""
+    tiny = section.model_copy(update={"read_ahead_mb": 1})
+    assert_same(train(section, 9), train(tiny, 9))
+
+
+def test_mixed_sources_and_repeats_resume_alike(section: DataSection, dataset: Path) -> None:
+    sources = [{"path": str(dataset), "split": "train", "weight": weight} for weight in (1, 3)]
+    tree = {"mix": sources, "lanes": 4, "block": 3, "augment": {"repeats": 2}}
+    mixed = DataSection.model_validate({**tree, "workers": 0})
+    whole = train(mixed, 12)
+    assert_same(whole[6:], train(mixed, 6, start=whole[5].cursor.position))
+    assert_same(whole, train(mixed.model_copy(update={"workers": 2}), 12))
+    assert whole[0].cursor.repeats == 2
 
 
 def test_resume_gives_the_very_same_batches(section: DataSection) -> None:
@@ -106,17 +146,17 @@ def test_evaluation_sees_every_sample_once(
     assert sorted(int(s) for b in batches for s in b.samples[b.valid]) == list(range(45))
     for batch in batches:
         assert (batch.samples[~batch.valid] == -1).all()
-        assert not batch.flips.any()
         for row, label, image in zip(
             *(t[batch.valid] for t in (batch.samples, batch.labels, batch.images)), strict=True
         ):
             assert label == row % 3
-            expected = crop_resize(decode(images[row]), centre_box(20, 26, section.val_crop), 8, "bilinear")
+            expected = resize_centre(decode(images[row]), 8, section.val_crop, "bilinear")
             assert torch.equal(image, expected)
 
 
 def with_path(section: DataSection, path: Path) -> DataSection:
-    return section.model_copy(update={"train": section.train.model_copy(update={"path": path})})
+    assert section.train is not None
+    return section.model_copy(update={"train": section.train.model_copy(update={"path": str(path)})})
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -128,7 +168,7 @@ def test_a_bad_sample_is_replaced_and_named(
     sound = train(section, 6)
     batches = train(damaged, 6)
     (substitution,) = [s for batch in batches for s in batch.substitutions if s.position < 45]
-    assert (substitution.key, substitution.shard) == ("image9", "train-000001.tar")
+    assert (substitution.key, Path(substitution.shard).name) == ("image9", "train-000001.tar")
     assert substitution.reason == "jpeg: Premature end of JPEG file"
     for batch, reference in zip(batches, sound, strict=True):
         same = reference.samples != 9
@@ -160,7 +200,7 @@ def test_too_many_bad_samples_end_the_run(
     damaged = with_path(section, dataset_of([*images[:20], *[b"no image"] * 3, *images[23:]]))
     enough = damaged.model_copy(update={"bad_sample_budget": 3, "workers": workers})
     assert sum(len(b.substitutions) for b in evaluate(enough, 8)) == 3
-    with pytest.raises(ShardError, match=r"train-00000\d\.tar: sample image2\d is bad .* the 3th such.*above 2"):
+    with pytest.raises(ShardError, match=r"train-00000\d\.tar: sample image2\d is bad .* number 3 of such: .*above 2"):
         evaluate(enough.model_copy(update={"bad_sample_budget": 2}), 8)
     with pytest.raises(ShardError, match=r"raise data\.bad_sample_budget above 2") as raised:
         train(enough.model_copy(update={"bad_sample_budget": 2}), 12)
@@ -177,34 +217,32 @@ def test_nothing_but_bad_samples_ends_the_run(
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("run", [lambda s: train(s, 6), lambda s: evaluate(s, 8)])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_lost_on_the_way_is_one_line(
-    section: DataSection, images: list[bytes], dataset_of: Callable[[Sequence[bytes]], Path], run: Callable
+    section: DataSection, images: list[bytes], dataset_of: Callable[[Sequence[bytes]], Path], workers: int
 ) -> None:
     root = dataset_of(images)
-    damaged = with_path(section, root)
-    index = open_split(root, "train")
+    damaged = with_path(section, root).model_copy(update={"workers": workers})
+    mixture = mixture_of(damaged)
     (root / "train-000003.tar").unlink()
     loaders = (
-        TrainLoader(index, damaged, seed=5, img_size=8, split=ONE_RANK, rank=0),
-        EvalLoader(index, damaged, img_size=8, micro_batch=8, rank=0, world_size=1),
+        train_loader(damaged, ONE_RANK, mixture=mixture),
+        EvalLoader(mixture.samples.indexes[0], damaged, img_size=8, micro_batch=8, rank=0, world_size=1),
     )
     for loader in loaders:
-        with pytest.raises(ShardError, match=r"train-000003\.tar: sample image2\d cannot be read"):
+        with pytest.raises(ShardError, match=r"train-000003\.tar: cannot be read"):
             list(islice(loader, 6))
 
 
 JOB = """
 import sys
+from micro_data import train_loader
 from vitscale.config import BatchSplit, DataSection
-from vitscale.data.index import open_split
-from vitscale.data.loader import TrainLoader
 
 if __name__ == "__main__":
     path = sys.argv[1]
     section = DataSection.model_validate({"train": {"path": path, "split": "train"}, "workers": 2})
-    split = BatchSplit(global_batch=8, micro_batch=8, grad_accum=1, world_size=1)
-    loader = TrainLoader(open_split(section.train.path, "train"), section, seed=0, img_size=8, split=split, rank=0)
+    loader = train_loader(section, BatchSplit(global_batch=8, micro_batch=8, grad_accum=1, world_size=1))
     print(next(loader).cursor.position, flush=True)
     for _ in sys.stdin:
         for _ in range(40):
@@ -216,7 +254,8 @@ if __name__ == "__main__":
 def test_workers_outlive_the_jobs_signals_but_not_the_trainer(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "job.py").write_text(JOB)
     command = [sys.executable, str(tmp_path / "job.py"), str(dataset)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as job:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as job:
         assert job.stdin is not None
         assert job.stdout is not None
         assert job.stdout.readline() == "8\n"
@@ -234,11 +273,10 @@ def test_workers_outlive_the_jobs_signals_but_not_the_trainer(dataset: Path, tmp
 
 
 def test_close_ends_the_workers(section: DataSection) -> None:
-    index = open_split(section.train.path, "train")
     with_workers = section.model_copy(update={"workers": 2})
     parent = psutil.Process()
     before = {child.pid for child in parent.children(recursive=True)}
-    loader = TrainLoader(index, with_workers, seed=0, img_size=8, split=ONE_RANK, rank=0)
+    loader = train_loader(with_workers, ONE_RANK)
     next(loader)
     loader.close()
     deadline = time.monotonic() + 5

@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -96,13 +94,3 @@ def assert_uniform(counts: np.ndarray, freedom: int) -> None:
     expected = counts.mean()
     chi_square = ((counts - expected) ** 2 / expected).sum()
     assert abs(chi_square - freedom) <= 5 * np.sqrt(2 * freedom)
-
-
-def test_in21k_order_is_cheap() -> None:
-    """Far below the decoding of as many images (16,384 take about 20 s of one core)."""
-    order = Order(samples=14_197_122, seed=0, lanes=4096, block=64)
-    order.sample_at(np.arange(2))
-    started = time.process_time()
-    for start in range(0, 10 * 16_384, 16_384):
-        order.sample_at(np.arange(start, start + 16_384))
-    assert (time.process_time() - started) / 10 < 0.02

@@ -1,14 +1,13 @@
-"""Random crops and flips as functions of the position, and the part of augmentation that runs on the device."""
+"""Random crops and flips, drawn from the position."""
 
 import math
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from numpy.typing import NDArray
 
 from vitscale.data.decode import Box
-from vitscale.data.order import CROP, FLIP, hash64
+from vitscale.data.draws import uniform
+from vitscale.data.order import CROP, FLIP
 
 CROP_TRIES = 10
 
@@ -21,7 +20,7 @@ def crop_box(
     Its area is uniform in `scale` (fractions of the image), its width over height log-uniform in `ratio`; a
     box that does not fit is drawn again. After ten misses: the largest central box whose shape is in `ratio`.
     """
-    draws = _uniform(seed, CROP, position, np.arange(2 * CROP_TRIES + 2))
+    draws = uniform(seed, CROP, position, np.arange(2 * CROP_TRIES + 2))
     areas = (scale[0] + (scale[1] - scale[0]) * draws[:CROP_TRIES]) * height * width
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
     shapes = np.exp(log_low + (log_high - log_low) * draws[CROP_TRIES : 2 * CROP_TRIES])
@@ -39,29 +38,4 @@ def crop_box(
 
 def flips(seed: int, positions: NDArray[np.int64], probability: float) -> NDArray[np.bool_]:
     """Whether the image at each position is mirrored, [n]."""
-    return _uniform(seed, FLIP, positions) < probability
-
-
-def prepare_images(
-    images: Tensor, flip: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Tensor:
-    """Mirror and normalise a batch on its device.
-
-    Args:
-        images: uint8 [B, 3, S, S].
-        flip: bool [B], the images to mirror left to right.
-        mean: of the pixels, in units of 0 to 1.
-        std: what the pixels are divided by, in the same units.
-
-    Returns:
-        fp32 [B, 3, S, S].
-    """
-    mirrored = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    centre = torch.tensor(mean, device=images.device)[:, None, None]
-    spread = torch.tensor(std, device=images.device)[:, None, None]
-    return (mirrored.float() / 255 - centre) / spread
-
-
-def _uniform(*words: ArrayLike) -> NDArray[np.float64]:
-    """Uniform in [0, 1): the top 53 bits of the words' hash, as many as a float64 holds."""
-    return (hash64(*words) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniform(seed, FLIP, positions) < probability

@@ -1,12 +1,10 @@
 import math
 
 import numpy as np
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision.transforms import v2
 
-from vitscale.data.augment import crop_box, flips, prepare_images
+from vitscale.data.augment import crop_box, flips
 
 sides = st.integers(1, 700)
 
@@ -61,14 +59,3 @@ def test_flips_have_their_probability() -> None:
     assert not flips(0, positions, 0.0).any()
     assert flips(0, positions, 1.0).all()
     np.testing.assert_array_equal(flips(0, positions, 0.5)[7:9], flips(0, positions[7:9], 0.5))
-
-
-def test_prepared_images_are_torchvisions() -> None:
-    images = torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    flip = torch.tensor([True, False, False, True])
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    expected = v2.functional.normalize(v2.functional.to_dtype(images, torch.float32, scale=True), mean, std)
-    expected[flip] = v2.functional.horizontal_flip(expected[flip])
-    result = prepare_images(images, flip, mean, std)
-    assert result.dtype == torch.float32
-    torch.testing.assert_close(result, expected, rtol=0, atol=1e-6)
