@@ -23,7 +23,7 @@ test: $(VENV)/.installed-test
 	$(IN_VENV) ruff format --check
 	$(IN_VENV) mypy
 	$(IN_VENV) lint-imports
-	$(IN_VENV) pytest
+	$(IN_VENV) pytest --numprocesses 2 --dist loadgroup
 
 clean:
 	rm -rf $(VENV) runs/demo build *.egg-info .hypothesis .*_cache

@@ -1,214 +1,213 @@
-"""Builds a dataset from class tars: scan, plan, write the shards, then the indexes, then dataset.json.
+"""Builds a dataset: plan, shards, merge. The output is the same byte for byte, whatever processes wrote it.
 
-The output is the same byte for byte, whatever the number of workers.
+Killed anywhere and run again, a build goes on where it was: what the disk holds whole is not written again.
 """
 
-import os
+import errno
 import time
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
 
-import pyarrow as pa
-from tqdm import tqdm
+import pyarrow.parquet as pq
 
-from data_tools.class_tars import find_class_tars, scan
-from data_tools.plan import Sample, ShardPlan, plan_hash, plan_shards
-from data_tools.ustar import BLOCK_BYTES, END_OF_TAR, MAX_FILE_BYTES, entry
+from data_tools.class_lists import read_class_list
+from data_tools.leakage import LeakageFilter
+from data_tools.merge import REJECTS_FILE, merge, tidy
+from data_tools.parts import LOCK_FILE, PART_LOCKS, Part, claim
+from data_tools.plan import Division, lay_out
+from data_tools.plan_file import LEAKAGE_FILE, PLAN_FILE, ROWS_FILE, Plan, PlanSettings, read_plan, write_plan
+from data_tools.progress import progress
+from data_tools.reports import BuildReport, DatasetReport, PlanReport
+from data_tools.shard_writer import OnBad, ShardJob, ShardReport, write_shard
+from data_tools.sources.kinds import list_images
+from data_tools.sources.listing import Listing
+from data_tools.sources.spool import SPOOL_FOLDER
 from data_tools.workers import ordered_map
-from vitscale.data.decode import BadSample, decode, probe, sniff
-from vitscale.data.index import (
-    DATASET_FILE,
-    INDEX_SCHEMA,
-    ShardFile,
-    SplitFiles,
-    read_dataset,
-    split_hash,
-    write_dataset_json,
-    write_index,
-)
-from vitscale.errors import ShardError
+from vitscale.data.index import DATASET_FILE, read_dataset
+from vitscale.errors import ConfigError, ShardError
 
-OnBad = Literal["fail", "drop", "keep"]
-Check = Literal["decode", "header"]
-
-# Files a build writes; an unfinished one is cleared of them, any other file makes the folder someone else's.
-SHARD_FILES = ("train-*.tar", "val-*.tar", "train-*.tar.tmp", "val-*.tar.tmp")
-OWN_FILES = (*SHARD_FILES, "train.parquet", "val.parquet", f"{DATASET_FILE}.tmp")
-
-MAX_NAMED = 20
+# Files a build writes; any other makes the folder someone else's.
+SHARD_FILES = ("train-*.tar", "val-*.tar", "train-*.parquet", "val-*.parquet", "train.parquet", "val.parquet", "*.tmp")
+PLAN_FILES = (PLAN_FILE, ROWS_FILE, LEAKAGE_FILE, SPOOL_FOLDER, LOCK_FILE, PART_LOCKS)
+OWN_FILES = (*SHARD_FILES, *PLAN_FILES, REJECTS_FILE, DATASET_FILE)
 
 
 @dataclass(frozen=True)
-class BuildSettings:
-    """What makes two builds of one source differ."""
+class BuildRun:
+    """How shards are written. None of it changes a shard's bytes, but `on_bad` that of shards with bad images."""
 
-    seed: int
-    val_fraction: float
-    shard_images: int
     on_bad: OnBad
-    check: Check
+    workers: int
+    recheck: bool
+    keep_spool: bool
 
 
-@dataclass(frozen=True)
-class BadImage:
-    """An image that cannot be read: class tar and member, and the reason."""
+def plan_only(out: Path, settings: PlanSettings, workers: int) -> PlanReport:
+    """Plan a build, if it is not planned by the same settings already.
 
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class WrittenShard:
-    """What a worker hands back: the shard's file, its rows of the index, and the bad images it met."""
-
-    split: str
-    file: ShardFile
-    rows: pa.Table
-    bad: tuple[BadImage, ...]
+    Raises:
+        ShardError: the source is damaged, or `out` cannot take the build.
+    """
+    with _claim_own(out, None):
+        return PlanReport(out, _planned(out, settings) or _make_plan(out, settings, workers))
 
 
-def build(source: Path, out: Path, settings: BuildSettings, workers: int) -> list[str]:
-    """Build `out` from the class tars in `source`; returns the lines to tell.
+def build(
+    out: Path, settings: PlanSettings | None, run: BuildRun, part: Part | None = None
+) -> BuildReport | DatasetReport:
+    """Build `out`, or one part of it, by these settings; without settings by the plan that is there.
 
     Raises:
         ShardError: the source is damaged, has bad images under on_bad=fail, or `out` cannot take the build.
     """
     started = time.monotonic()
-    tars = find_class_tars(source)
-    listing = dict(zip(tars, _progress(ordered_map(scan, tars.values(), workers), len(tars), "class"), strict=True))
-    plans = plan_shards(listing, settings.seed, settings.val_fraction, settings.shard_images)
-    plan = plan_hash(plans, repr(astuple(settings)))
-    if (out / DATASET_FILE).exists():
-        if read_dataset(out).plan == plan:
-            return [f"{out}: this build is finished already"]
-        raise ShardError(f"{out}: holds another finished build: give another --out, or remove the folder")
+    with _claim_own(out, part):
+        plan = _planned(out, settings)
+        if plan is None and settings is not None and part is None:
+            plan = _make_plan(out, settings, run.workers)
+        if plan is None:
+            raise ShardError(f"{out}: holds no plan: make it with vitscale-data plan --source ... --out {out}")
+        if (out / DATASET_FILE).exists():
+            _check_finished(out, plan, run.on_bad)
+            tidy(out, keep_spool=run.keep_spool)
+            return DatasetReport(out)
+        _check_sources(out, plan)
+        reports = _write_shards(out, plan, run, part or Part(1, 1))
+        if part is None:
+            merge(out, plan, keep_spool=run.keep_spool)
+        return BuildReport(out, plan, reports, run.on_bad, part is not None, time.monotonic() - started)
+
+
+def merge_parts(out: Path, *, keep_spool: bool) -> DatasetReport:
+    """Make a dataset of a folder whose parts are all written.
+
+    Raises:
+        ShardError: there is no plan, or a shard is missing.
+    """
+    with _claim_own(out, None):
+        plan = _planned(out, None)
+        if plan is None:
+            raise ShardError(f"{out}: holds no plan: give the --out of vitscale-data plan and build")
+        if (out / DATASET_FILE).exists():
+            tidy(out, keep_spool=keep_spool)
+        else:
+            merge(out, plan, keep_spool=keep_spool)
+        return DatasetReport(out)
+
+
+@contextmanager
+def _claim_own(out: Path, part: Part | None) -> Iterator[None]:
+    """Hold a folder that is new or of a build; what its disk refuses is told in one line."""
     try:
-        _clear_unfinished(out)
-        write = partial(_write_shard, source=source, out=out, settings=settings)
-        shards = list(_progress(ordered_map(write, plans, workers), len(plans), "shard"))
-        bad = [image for shard in shards for image in shard.bad]
-        if bad and settings.on_bad == "fail":
+        foreign = [path.name for path in out.glob("*") if not any(path.match(pattern) for pattern in OWN_FILES)]
+        if foreign:
             raise ShardError(
-                f"{source / bad[0].source}: {bad[0].reason}; {len(bad)} bad images in all: "
-                "leave them out with --on-bad drop, or keep them with --on-bad keep"
+                f"{out}: holds {min(foreign)}, which no build writes: give an empty or new folder as --out"
             )
-        _finish(out, list(tars), shards, settings, plan)
+        with claim(out, part):
+            yield
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = f"no room left ({error.strerror}): free some" if full else f"cannot be built ({error}): mend the folder"
+        raise ShardError(f"{out}: {what}, then run it again; it goes on where it was") from None
+
+
+def _planned(out: Path, settings: PlanSettings | None) -> Plan | None:
+    """The plan that is there; it must be of these settings, if any are given."""
+    plan = read_plan(out)
+    if plan is None:
+        if (out / DATASET_FILE).exists():
+            raise ShardError(f"{out}: holds another finished dataset: give another --out")
+        return None
+    if settings is not None and settings != plan.settings:
+        old, new = dict(plan.settings), dict(settings)
+        name = next(name for name in old if old[name] != new[name])
+        state = "another finished build" if (out / DATASET_FILE).exists() else "an unfinished build"
         raise ShardError(
-            f"{out}: cannot be built ({error}): check the folders and the disk, then run it again"
-        ) from None
-    return [
-        *_name_bad(bad, settings.on_bad),
-        _summary(len(tars), shards, len(bad), settings, time.monotonic() - started),
-    ]
-
-
-def _clear_unfinished(out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    left = list(out.iterdir())
-    foreign = [path.name for path in left if not any(path.match(pattern) for pattern in OWN_FILES)]
-    if foreign:
-        raise ShardError(f"{out}: holds {min(foreign)}, which no build writes: give an empty or new folder as --out")
-    for path in left:
-        path.unlink()
-
-
-def _write_shard(plan: ShardPlan, source: Path, out: Path, settings: BuildSettings) -> WrittenShard:
-    """Write one shard under a temporary name, make it durable, then give it its name."""
-    rows: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
-    bad = []
-    temporary = out / f"{plan.name}.tmp"
-    position = 0
-    with temporary.open("wb", buffering=1 << 20) as file:
-        for sample in plan.samples:
-            data = _read_member(source / f"{sample.wnid}.tar", sample)
-            try:
-                image_format, width, height = _test(data, settings.check)
-            except BadSample as error:
-                bad.append(BadImage(f"{sample.wnid}.tar: {sample.member.name}", str(error)))
-                if settings.on_bad != "keep":
-                    continue
-                image_format, width, height = sniff(data) or "unknown", 0, 0
-            image = entry(f"{sample.key}.{image_format}", data)
-            label = entry(f"{sample.key}.cls", str(sample.label).encode())
-            file.write(b"".join((*image, *label)))
-            place = (sample.key, plan.name, position + BLOCK_BYTES, len(data), sample.label, sample.wnid)
-            content = (width, height, image_format, zlib.crc32(data))
-            for column, value in zip(rows.values(), (*place, *content), strict=True):
-                column.append(value)
-            position += sum(map(len, image)) + sum(map(len, label))
-        file.write(END_OF_TAR)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(out / plan.name)
-    table = pa.table(rows, schema=INDEX_SCHEMA)
-    return WrittenShard(plan.split, ShardFile(name=plan.name, size_bytes=position + len(END_OF_TAR)), table, tuple(bad))
-
-
-def _read_member(tar: Path, sample: Sample) -> bytes:
-    member = sample.member
-    if member.size > MAX_FILE_BYTES:
-        raise ShardError(f"{tar}: {member.name} has {member.size} bytes, more than a shard's entry holds: remove it")
-    with tar.open("rb", buffering=0) as file:
-        data = os.pread(file.fileno(), member.size, member.offset)
-    if len(data) != member.size:
-        raise ShardError(f"{tar}: ends inside {member.name}: it changed while it was read; run the build again")
-    return data
-
-
-def _test(data: bytes, check: Check) -> tuple[str, int, int]:
-    if check == "decode":
-        decode(data)
-    return probe(data)
-
-
-def _finish(
-    out: Path, classes: Sequence[str], shards: Sequence[WrittenShard], settings: BuildSettings, plan: str
-) -> None:
-    """Write the indexes and, last of all, dataset.json. A shard or split that lost all its images is left out."""
-    splits = {}
-    for split in ("train", "val"):
-        own = [shard for shard in shards if shard.split == split]
-        written = [shard for shard in own if len(shard.rows)]
-        for shard in own:
-            if not len(shard.rows):
-                (out / shard.file.name).unlink()
-        if not written:
-            continue
-        table = pa.concat_tables([shard.rows for shard in written])
-        sha256 = write_index(out / f"{split}.parquet", table)
-        splits[split] = SplitFiles(
-            samples=len(table),
-            shards=tuple(shard.file for shard in written),
-            index=f"{split}.parquet",
-            index_sha256=sha256,
-            hash=split_hash(classes, table),
+            f"{out}: holds {state}, planned with {name} {old[name]}, not {new[name]}: give the same, another --out, or "
+            "remove the folder"
         )
-    if not splits:
-        raise ShardError(f"{out}: every image is bad, nothing is left to build: check the source")
-    write_dataset_json(out, settings.seed, plan, classes, splits)
+    return plan
 
 
-def _progress(results: Iterator[Any], total: int, unit: str) -> Iterator[Any]:
-    return iter(tqdm(results, total=total, unit=unit, disable=None))  # None: only on a terminal
-
-
-def _name_bad(bad: Sequence[BadImage], on_bad: OnBad) -> list[str]:
-    done = "kept" if on_bad == "keep" else "left out"
-    lines = [f"{done}: {image.source}: {image.reason}" for image in bad[:MAX_NAMED]]
-    return lines + ([f"{done}: {len(bad) - MAX_NAMED} more"] if len(bad) > MAX_NAMED else [])
-
-
-def _summary(classes: int, shards: Sequence[WrittenShard], bad: int, settings: BuildSettings, seconds: float) -> str:
-    written = [shard for shard in shards if len(shard.rows)]
-    images = sum(len(shard.rows) for shard in written)
-    written_bytes = sum(shard.file.size_bytes for shard in written)
-    rejected = f"{bad} bad images {'kept' if settings.on_bad == 'keep' else 'left out'}"
-    return (
-        f"{classes} classes, {images} images, {len(written)} shards, {written_bytes / 1e6:.1f} MB, {rejected}, "
-        f"{seconds:.1f} s ({images / seconds:.0f} images/s)"
+def _make_plan(out: Path, settings: PlanSettings, workers: int) -> Plan:
+    settings.preparation.require()
+    for path in [path for pattern in SHARD_FILES for path in out.glob(pattern)]:
+        path.unlink()  # without its plan nobody knows what it is
+    listing = list_images(settings.source, out / SPOOL_FOLDER, workers)
+    classes, label_space = _classes(settings, listing)
+    division = Division(
+        seed=settings.seed,
+        val_fraction=settings.val_fraction,
+        val_list=None if settings.val_list is None else _read_lines(settings.val_list),
+        split_from_source=settings.split_from_source,
+        shard_images=settings.shard_images,
+        shard_bytes=settings.shard_bytes,
     )
+    layout = lay_out(listing, classes, division)
+    if layout.outside and settings.outside == "fail":
+        wnid, count = next(iter(layout.outside.items()))
+        raise ShardError(
+            f"{settings.source.path}: {sum(layout.outside.values())} images are outside --classes {settings.classes}, "
+            f"{count} of them in {wnid}: leave them out with --outside drop, or give other classes"
+        )
+    if settings.leakage is not None:
+        reference = LeakageFilter.build(settings.leakage, distance=settings.leakage_distance, workers=workers)
+        reference.save(out / LEAKAGE_FILE)
+    return write_plan(out, settings, listing, classes, label_space, layout)
+
+
+def _classes(settings: PlanSettings, listing: Listing) -> tuple[tuple[str, ...], str | None]:
+    if settings.classes == "present":
+        return tuple(sorted(listing.table["wnid"].combine_chunks().dictionary.to_pylist())), None
+    return read_class_list(settings.classes)
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path}: --val-list cannot be read ({error}): give a text file with an image a line"
+        ) from None
+
+
+def _check_finished(out: Path, plan: Plan, on_bad: OnBad) -> None:
+    stored = pq.read_schema(out / REJECTS_FILE).metadata
+    built_with = stored[b"on_bad"].decode()
+    if read_dataset(out).plan != plan.identity or built_with not in ("", on_bad):
+        raise ShardError(
+            f"{out}: holds another finished build, with --on-bad {built_with}: give another --out, or remove the folder"
+        )
+
+
+def _check_sources(out: Path, plan: Plan) -> None:
+    for file in plan.files:
+        path = out / plan.root / file.name
+        if not path.is_file() or path.stat().st_size != file.size_bytes:
+            raise ShardError(
+                f"{path}: is missing or has another size than when the build was planned: put it back, or remove "
+                f"{out} and plan again"
+            )
+
+
+def _write_shards(out: Path, plan: Plan, run: BuildRun, part: Part) -> list[ShardReport]:
+    numbers = [number for number in range(len(plan.shards)) if part.takes(number)]
+    own = {plan.shards[number].name.removesuffix(".tar") for number in numbers}
+    for stale in out.glob("*.tmp"):
+        if stale.name.partition(".")[0] in own:
+            stale.unlink(missing_ok=True)
+    write = partial(write_shard, on_bad=run.on_bad, recheck=run.recheck)
+    written = ordered_map(write, [ShardJob(out, number) for number in numbers], run.workers)
+    images = sum(plan.shards[number].samples for number in numbers)
+    reports = list(progress(written, images, "image", lambda shard: shard.planned))
+    bad = [reject for report in reports for reject in report.rejects if reject.bad]
+    if bad and run.on_bad == "fail":
+        raise ShardError(
+            f"{plan.settings.source.path}: {bad[0].source}: {bad[0].reason}; {len(bad)} bad images in all: "
+            "leave them out with --on-bad drop, or keep them with --on-bad keep"
+        )
+    return reports

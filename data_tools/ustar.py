@@ -3,6 +3,8 @@
 Only what shards need: regular files with short names, and nothing that differs between two builds.
 """
 
+import zlib
+
 BLOCK_BYTES = 512
 MAX_NAME_BYTES = 100
 END_OF_TAR = bytes(2 * BLOCK_BYTES)
@@ -25,6 +27,8 @@ def entry(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
         bytes(100),  # no link
         bytes(247),  # no names of owner and group, no device, no prefix
     )
-    # The checksum is taken with spaces in its own place.
-    header = header[:148] + b"%06o\0 " % sum(header) + header[156:]
+    # The checksum is the sum of all bytes, with spaces in its own place. adler32 has that sum plus one in its lower
+    # half (modulo 65521, which no header's sum reaches), many times as fast as `sum`.
+    checksum = (zlib.adler32(header) & 0xFFFF) - 1
+    header = header[:148] + b"%06o\0 " % checksum + header[156:]
     return header, data, bytes(-len(data) % BLOCK_BYTES)

@@ -98,6 +98,7 @@ def fetch(url: str, *, cache_dir: Path | None = None, offline: bool | None = Non
     Raises:
         CheckpointError: not such a URL, not in the cache when offline, out of reach, refused by the server, not the
             expected content, or a cache that cannot be written.
+        ConfigError: there is no folder for the cache.
     """
     path = (cache_dir or cache_folder()) / "weights" / _name_of(url)
     told = OFFLINE_VARIABLE if offline is None else "offline"

@@ -5,7 +5,6 @@ window covers whole blocks each block is one read; whatever the topology, only b
 read, but for the tar headers between neighbours.
 """
 
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitscale.data.batch import Traffic
+from vitscale.data.checksum import crc32
 from vitscale.data.decode import BadSample
 from vitscale.data.mixture import Samples
 from vitscale.data.shards import ShardBytes
@@ -106,8 +106,8 @@ class SampleReader:
         Raises:
             BadSample: they are others.
         """
-        crc32 = int(self.samples.column("crc32", np.array([row]))[0])
-        if crc32 not in (NO_CRC, zlib.crc32(data)):
+        expected = int(self.samples.column("crc32", np.array([row]))[0])
+        if expected not in (NO_CRC, crc32(data)):
             raise BadSample("its crc32 is not the one in the index")
         return bytes(data)
 

@@ -25,7 +25,7 @@ import pytest
 
 import vitscale.checkpoint.download as download
 from vitscale.checkpoint.download import fetch
-from vitscale.errors import CheckpointError
+from vitscale.errors import CheckpointError, ConfigError
 
 CONTENT = bytes(range(256)) * 4000
 CHANGED = CONTENT[::-1]
@@ -220,7 +220,8 @@ def test_without_a_home_the_cache_has_to_be_named(monkeypatch):
 
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", nobody)
-    assert "VITSCALE_CACHE" in refusal("http://host/weights.npz", None)
+    with pytest.raises(ConfigError, match=r"no folder for the cache.*VITSCALE_CACHE"):
+        fetch("http://host/weights.npz")
 
 
 def _truncate(path: Path) -> None:
