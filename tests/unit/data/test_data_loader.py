@@ -207,6 +207,18 @@ def test_too_many_bad_samples_end_the_run(
     assert "\n" not in str(raised.value)
 
 
+def test_shards_of_another_build_end_the_run(
+    section: DataSection, images: list[bytes], dataset_of: Callable[[Sequence[bytes]], Path]
+) -> None:
+    """Of the same names and sizes, so that only the checksums in the index can tell."""
+    root = dataset_of(images)
+    mixture = mixture_of(with_path(section, root))
+    for shard in root.glob("*.tar"):
+        shard.write_bytes(bytes(len(shard.read_bytes())))
+    with pytest.raises(ShardError, match=r"its crc32 is not the one in the index.* replacements cannot be read"):
+        next(train_loader(with_path(section, root), ONE_RANK, mixture=mixture))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_bad_samples_ends_the_run(
     section: DataSection, dataset_of: Callable[[Sequence[bytes]], Path], workers: int
