@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitscale.data import turbojpeg
-from vitscale.data.augment import crop_box
+from vitscale.data.augment import crop_box, draw_crops
 from vitscale.data.decode import Box, Interpolation, crop_resize, decode, decode_crop
 
 BASELINE = "Pillow"
@@ -162,9 +162,9 @@ def _decode_all(files: Sequence[bytes], interpolation: Interpolation, round_: in
 
 
 def _with_boxes(files: Sequence[bytes], round_: int) -> Iterator[tuple[bytes, Box]]:
-    for i, data in enumerate(files):
+    for data, draws in zip(files, draw_crops(round_, np.arange(len(files))), strict=True):
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        yield data, crop_box(round_, i, height, width, CROP_SCALE, CROP_RATIO)
+        yield data, crop_box(draws, height, width, CROP_SCALE, CROP_RATIO)
 
 
 def _whole(data: bytes, box: Box, interpolation: Interpolation) -> Tensor:

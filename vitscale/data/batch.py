@@ -80,10 +80,14 @@ class Traffic:
     """Bytes read from the shards."""
     used_bytes: int = 0
     """Bytes of images among them."""
+    reads: int = 0
+    """Ranges that they were read in."""
 
     def __add__(self, other: Self) -> Self:
         """Both together."""
-        return type(self)(self.read_bytes + other.read_bytes, self.used_bytes + other.used_bytes)
+        return type(self)(
+            self.read_bytes + other.read_bytes, self.used_bytes + other.used_bytes, self.reads + other.reads
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Batch:
     -1) and, in evaluation, bad samples.
     """
 
-    images: Tensor  # uint8 [B, 3, S, S], page-locked where there is a GPU
+    images: Tensor  # uint8 [B, 3, S, S], channels last in memory, page-locked where there is a GPU
     labels: Tensor  # int64 [B]
     positions: Tensor  # int64 [B]
     samples: Tensor  # int64 [B]

@@ -200,8 +200,9 @@ def _centre(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _resize(image: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
-    # The vector code wants densely packed pixels; handed a view, torch takes twice as long.
-    packed = image[None].contiguous(memory_format=torch.channels_last)
+    # The vector code wants densely packed pixels; handed a view, torch takes twice as long. The batch comes before the
+    # channels go first: the other way round torch does not see that they come last, and gives them back first.
+    packed = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
     return F.interpolate(packed, size=size, mode=interpolation, antialias=True)[0]
 
 

@@ -5,6 +5,7 @@ window covers whole blocks each block is one read; whatever the topology, only b
 read, but for the tar headers between neighbours.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -54,6 +55,7 @@ class SampleReader:
         """Read from `shards`, one place a split."""
         self.samples = samples
         self.traffic = Traffic()
+        self._lock = threading.Lock()
         self._shards = shards
 
     def ranges(self, rows: NDArray[np.int64]) -> list[Range]:
@@ -76,8 +78,8 @@ class SampleReader:
                 found.append((int(first_asked[part].min()), reads))
         return [reads for _, reads in sorted(found, key=lambda pair: pair[0])]
 
-    def read_range(self, reads: Range) -> dict[int, memoryview]:
-        """The bytes of every row of a range.
+    def read_range(self, reads: Range) -> dict[int, tuple[memoryview, int]]:
+        """The bytes of every row of a range, and the crc32 that the index has for them; for any thread.
 
         Raises:
             ShardError: the shard cannot be read.
@@ -86,9 +88,11 @@ class SampleReader:
         rows = np.array(reads.rows)
         offsets = self.samples.column("offset", rows) - reads.offset
         sizes = self.samples.column("size", rows)
-        self.traffic += Traffic(reads.size, int(sizes.sum()))
-        places = zip(reads.rows, offsets.tolist(), sizes.tolist(), strict=True)
-        return {row: data[start : start + size] for row, start, size in places}
+        crc32s = self.samples.column("crc32", rows)
+        with self._lock:
+            self.traffic += Traffic(reads.size, int(sizes.sum()), 1)
+        places = zip(reads.rows, offsets.tolist(), sizes.tolist(), crc32s.tolist(), strict=True)
+        return {row: (data[start : start + size], crc) for row, start, size, crc in places}
 
     def read(self, row: int) -> bytes:
         """The bytes of one sample that no window holds.
@@ -98,18 +102,7 @@ class SampleReader:
             ShardError: the shard cannot be read.
         """
         (reads,) = self.ranges(np.array([row]))
-        return self.checked(row, self.read_range(reads)[row])
-
-    def checked(self, row: int, data: memoryview) -> bytes:
-        """The bytes, once they are known to be those that were indexed.
-
-        Raises:
-            BadSample: they are others.
-        """
-        expected = int(self.samples.column("crc32", np.array([row]))[0])
-        if expected not in (NO_CRC, crc32(data)):
-            raise BadSample("its crc32 is not the one in the index")
-        return bytes(data)
+        return checked(*self.read_range(reads)[row])
 
     def close(self) -> None:
         """Close the shards."""
@@ -117,12 +110,23 @@ class SampleReader:
             shards.close()
 
 
+def checked(data: memoryview, expected: int) -> bytes:
+    """The bytes of a sample, once they are known to be those that were indexed.
+
+    Raises:
+        BadSample: their crc32 is another.
+    """
+    if expected not in (NO_CRC, crc32(data)):
+        raise BadSample("its crc32 is not the one in the index")
+    return bytes(data)
+
+
 @dataclass
 class Fetched:
     """The bytes of one window, as they arrive."""
 
     reader: SampleReader
-    futures: Mapping[int, "Future[dict[int, memoryview]]"] = field(default_factory=dict)
+    futures: Mapping[int, "Future[dict[int, tuple[memoryview, int]]]"] = field(default_factory=dict)
 
     def read(self, row: int) -> bytes:
         """The bytes of a sample, when they are there; of one outside the window, read now.
@@ -133,7 +137,7 @@ class Fetched:
         """
         if row not in self.futures:
             return self.reader.read(row)
-        return self.reader.checked(row, self.futures[row].result()[row])
+        return checked(*self.futures[row].result()[row])
 
 
 def read_ahead(
@@ -183,7 +187,7 @@ def cut_windows(
 
 
 def _start(window: Window[R], reader: SampleReader, pool: ThreadPoolExecutor) -> Fetched:
-    futures: dict[int, Future[dict[int, memoryview]]] = {}
+    futures: dict[int, Future[dict[int, tuple[memoryview, int]]]] = {}
     for reads in reader.ranges(window.rows) if len(window.rows) else ():
         future = pool.submit(reader.read_range, reads)
         futures.update(dict.fromkeys(reads.rows, future))

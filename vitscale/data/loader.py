@@ -148,12 +148,25 @@ def _join(parts: list[Part], places: list[NDArray[np.int64]]) -> tuple[dict[str,
     count = sum(map(len, places))
     values: dict[str, Any] = {}
     for name, first in parts[0].values.items():
-        whole: Any
-        if isinstance(first, Tensor):
-            whole = torch.empty((count, *first.shape[1:]), dtype=first.dtype, pin_memory=torch.cuda.is_available())
-        else:
-            whole = np.empty((count, *first.shape[1:]), dtype=first.dtype)
+        whole = _whole(first, count)
+        target = _as_array(whole)
         for part, own in zip(parts, places, strict=True):
-            whole[own] = part.values[name]
+            target[own] = _as_array(part.values[name])
         values[name] = whole
     return values, tuple(substitutions)
+
+
+def _whole(like: Tensor | NDArray[Any], count: int) -> Any:
+    """Room for `count` rows like these; tensors in page-locked memory where there is a GPU."""
+    if not isinstance(like, Tensor):
+        return np.empty((count, *like.shape[1:]), dtype=like.dtype)
+    room = torch.empty((count, *_as_array(like).shape[1:]), dtype=like.dtype, pin_memory=torch.cuda.is_available())
+    return room.permute(0, 3, 1, 2) if like.dim() == 4 else room
+
+
+def _as_array(values: Tensor | NDArray[Any]) -> NDArray[Any]:
+    """The same memory as an array, images with the channels last: numpy copies whole rows, torch single elements."""
+    if not isinstance(values, Tensor):
+        return values
+    array: NDArray[Any] = (values.permute(0, 2, 3, 1) if values.dim() == 4 else values).numpy()
+    return array

@@ -4,7 +4,7 @@ A lane falls to one worker of one rank (where the numbers divide), which reads w
 there as soon as each worker has made a few images.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vitscale.config import BatchSplit, DataSection
-from vitscale.data.augment import Augmentation, crop_box
+from vitscale.data.augment import Augmentation, crop_box, draw_crops
 from vitscale.data.batch import Cursor, Substitution, Traffic
 from vitscale.data.decode import BadSample, Box, decode, decode_crop, resize_centre
 from vitscale.data.fetch import Fetched, SampleReader, cut_windows, read_ahead
@@ -87,16 +87,16 @@ class TrainRecipe:
         for request in self.micro_batches():
             yield request.positions[self.places(request, worker, workers)]
 
-    def crop(self, position: int, data: bytes) -> Tensor:
-        """The training crop of an image at a position, uint8 [3, S, S].
+    def crop(self, draws: Sequence[float], data: bytes) -> Tensor:
+        """A training crop, uint8 [3, S, S]; `draws` are the random numbers of its position.
 
         Raises:
-            BadSample: it cannot be decoded.
+            BadSample: the image cannot be decoded.
         """
-        config, seed = self.config, self.augmentation.seed
+        config = self.config
 
         def box(height: int, width: int) -> Box:
-            return crop_box(seed, position, height, width, config.crop_scale, config.crop_ratio)
+            return crop_box(draws, height, width, config.crop_scale, config.crop_ratio)
 
         size = self.augmentation.img_size
         return decode_crop(data, box, size, config.interpolation, scaled=config.scaled_decode)
@@ -132,27 +132,31 @@ class MixtureRecipe(TrainRecipe):
     def _make(self, positions: NDArray[np.int64], rows: NDArray[np.int64], fetched: Fetched) -> Part:
         images = blank_images(len(rows), self.augmentation.img_size)
         substitutions: list[Substitution] = []
+        draws = draw_crops(self.mixture.seed, positions)
         for place, (position, row) in enumerate(zip(positions.tolist(), rows.tolist(), strict=True)):
-            images[place], rows[place], replaced = self._load(position, row, fetched)
+            images[place], rows[place], replaced = self._load(position, row, draws[place], fetched)
             substitutions += replaced
         labels = torch.from_numpy(self.mixture.samples.column("label", rows))
         values = {"images": images, "labels": labels, "samples": torch.from_numpy(rows)}
         drawn = self.augmentation.draw(positions)
         return Part({**values, **drawn}, tuple(substitutions), fetched.reader.traffic)
 
-    def _load(self, position: int, row: int, fetched: Fetched) -> tuple[Tensor, int, list[Substitution]]:
+    def _load(
+        self, position: int, row: int, draws: Sequence[float], fetched: Fetched
+    ) -> tuple[Tensor, int, list[Substitution]]:
         """Image, row and substitutions of a position: the sample itself or the first readable replacement."""
         samples = self.mixture.samples
         bad: list[tuple[int, str]] = []
         candidate = row
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                image = self.crop(position, fetched.read(candidate))
+                image = self.crop(draws, fetched.read(candidate))
             except BadSample as error:
                 bad.append((candidate, str(error)))
                 candidate = self.mixture.replacement(position, row, attempt)
                 continue
-            key = samples.key(candidate)
+            # Keys are looked up for bad samples alone: they are most of the index's bytes.
+            key = samples.key(candidate) if bad else ""
             return image, candidate, [_substitution(samples, position, b, reason, key) for b, reason in bad]
         raise ShardError(
             f"{samples.shard_path(row)}: sample {samples.key(row)} ({bad[0][1]}) and its {MAX_ATTEMPTS - 1} "
@@ -210,8 +214,7 @@ class EvalRecipe:
 
 def blank_images(count: int, size_px: int) -> Tensor:
     """Black images uint8 [count, 3, size_px, size_px]; the channels come last in memory, as the decoder's do."""
-    shape = (count, 3, size_px, size_px)
-    return torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    return torch.zeros(count, size_px, size_px, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
 
 
 def _open_reader(samples: Samples, config: DataSection) -> SampleReader:

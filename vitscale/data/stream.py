@@ -10,7 +10,7 @@ import hashlib
 import io
 import itertools
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from vitscale.config import StreamSection
+from vitscale.data.augment import draw_crops
 from vitscale.data.batch import Cursor, Substitution, Traffic
 from vitscale.data.decode import BadSample
 from vitscale.data.order import STREAM, hash64
@@ -110,8 +111,9 @@ class StreamRecipe(TrainRecipe):
         images = blank_images(len(positions), self.augmentation.img_size)
         labels = np.empty(len(positions), dtype=np.int64)
         substitutions: list[Substitution] = []
+        draws = draw_crops(self.stream.seed, positions)
         for place, position in enumerate(positions.tolist()):
-            images[place], labels[place], skipped = self._next(position, samples)
+            images[place], labels[place], skipped = self._next(position, draws[place], samples)
             substitutions += skipped
         values = {
             "images": images,
@@ -120,7 +122,9 @@ class StreamRecipe(TrainRecipe):
         }
         return Part({**values, **self.augmentation.draw(positions)}, tuple(substitutions), Traffic())
 
-    def _next(self, position: int, samples: Iterator[dict[str, Any]]) -> tuple[Tensor, int, list[Substitution]]:
+    def _next(
+        self, position: int, draws: Sequence[float], samples: Iterator[dict[str, Any]]
+    ) -> tuple[Tensor, int, list[Substitution]]:
         """Image, label and skipped samples: the next readable one of the stream."""
         bad: list[tuple[str, str, str]] = []
         for _ in range(MAX_ATTEMPTS):
@@ -130,7 +134,7 @@ class StreamRecipe(TrainRecipe):
                 raise ShardError(f"{self.stream.section.shards}: cannot be read ({error}): check the shards") from None
             key, shard = sample["__key__"], sample["__url__"]
             try:
-                image = self.crop(position, _image_of(sample))
+                image = self.crop(draws, _image_of(sample))
             except BadSample as error:
                 bad.append((key, shard, str(error)))
                 continue

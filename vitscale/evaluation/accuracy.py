@@ -39,7 +39,7 @@ def measure_accuracy(
     """
     totals = torch.zeros(4, dtype=torch.float64)
     for batch in batches:
-        images = normalise(batch.images.to(ranks.device), mean, std)
+        images = normalise(batch.images.to(ranks.device).contiguous(), mean, std)
         logits = predict(images).cpu()[batch.valid]
         labels = batch.labels[batch.valid]
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices

@@ -14,7 +14,7 @@ import torch
 from micro_data import mixture_of, train_loader
 
 from vitscale.config import BatchSplit, DataSection
-from vitscale.data.augment import Augmentation, crop_box, flips
+from vitscale.data.augment import Augmentation, crop_box, draw_crops, flips
 from vitscale.data.batch import Batch, TrainBatch
 from vitscale.data.decode import crop_resize, decode, resize_centre
 from vitscale.data.loader import EvalLoader
@@ -62,7 +62,7 @@ def test_batches_hold_what_the_order_says(section: DataSection, images: list[byt
     assert torch.cat([b.labels for b in batches]).tolist() == (rows % 3).tolist()
     assert np.concatenate([b.drawn["flip"] for b in batches]).tolist() == flips(5, positions, 0.5).tolist()
     for position, row, image in zip(positions, rows, torch.cat([b.images for b in batches]), strict=True):
-        box = crop_box(5, int(position), 20, 26, section.crop_scale, section.crop_ratio)
+        box = crop_box(draw_crops(5, np.array([int(position)]))[0], 20, 26, section.crop_scale, section.crop_ratio)
         assert torch.equal(image, crop_resize(decode(images[row]), box, 8, "bilinear"))
     assert [b.cursor.position for b in batches] == [16, 16, 32, 32, 48, 48, 64, 64]
     assert all(b.valid.all() for b in batches)

@@ -10,7 +10,7 @@ import torch
 from micro_data import jpeg
 
 from vitscale.config import BatchSplit, DataSection, StreamSection
-from vitscale.data.augment import Augmentation, crop_box
+from vitscale.data.augment import Augmentation, crop_box, draw_crops
 from vitscale.data.batch import TrainBatch
 from vitscale.data.decode import crop_resize, decode
 from vitscale.data.loader import TrainLoader
@@ -58,7 +58,7 @@ def test_images_labels_and_augmentation_belong_together(shards: str, images: lis
     section = section_of(shards)
     for batch in train(section, 4):
         for position, label, image in zip(batch.positions.tolist(), batch.labels.tolist(), batch.images, strict=True):
-            box = crop_box(5, position, 20, 26, section.crop_scale, section.crop_ratio)
+            box = crop_box(draw_crops(5, np.array([position]))[0], 20, 26, section.crop_scale, section.crop_ratio)
             fits = [i for i in range(40) if torch.equal(crop_resize(decode(images[i]), box, 8, "bilinear"), image)]
             assert label in {i % 3 for i in fits}
         assert batch.samples.tolist() == [-1] * 8

@@ -3,8 +3,8 @@
 `Augmentation` joins the parts; one idea a module below it.
 """
 
-from vitscale.data.augment.crops import crop_box, flips
+from vitscale.data.augment.crops import crop_box, draw_crops, flips
 from vitscale.data.augment.pipeline import Augmentation, normalise
 from vitscale.data.augment.repeats import repeated
 
-__all__ = ["Augmentation", "crop_box", "flips", "normalise", "repeated"]
+__all__ = ["Augmentation", "crop_box", "draw_crops", "flips", "normalise", "repeated"]

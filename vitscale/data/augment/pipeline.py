@@ -67,7 +67,7 @@ class Augmentation:
         def on_device(name: str) -> Tensor:
             return torch.from_numpy(drawn[name]).to(images.device, non_blocking=True)
 
-        images = mirror(images, on_device("flip"))
+        images = mirror(images.contiguous(), on_device("flip"))
         if "operations" in drawn:
             chosen = Chosen(drawn["operations"], drawn["strengths"], drawn["centres"])
             nearest = self.augment.rand_augment is not None and self.augment.rand_augment.policy == "augreg"
