@@ -23,6 +23,7 @@ from vitscale.bench.loaders import (
     Photos,
     available_loaders,
     compare_loaders,
+    in_a_fresh_process,
     speed_of,
     write_mds,
 )
@@ -51,6 +52,13 @@ def bench(photos: Path, long_index: Path) -> DataBench:
     return DataBench(
         photos.parent, IMAGES, SHARD_IMAGES, SAMPLES, workers=1, rounds=1, seconds=0, batches=20, say=said.append
     )
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fresh one takes seconds to import what it needs."""
+    for module in ("loaders", "data"):
+        monkeypatch.setattr(f"vitscale.bench.{module}.in_a_fresh_process", lambda function, *words: function(*words))
 
 
 def bytes_of(index: SplitIndex, row: int) -> bytes:
@@ -105,16 +113,23 @@ def test_every_loader_gives_batches_in_both_forms(name: str, form: str, photos: 
     batches.close()
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_loaders_take_turns_and_are_compared_form_by_form(photos: Path) -> None:
     others = ["webdataset + torchvision"]
-    rates = list(compare_loaders(Photos(photos, None, batch=8, workers=1), 1, 0.0, [OURS, *others]))
-    assert [(rate.form, rate.loader) for rate in rates] == [
-        (form, name) for form in ("uint8", "float32") for name in (OURS, *others)
-    ]
+    said: list[str] = []
+    rates = list(compare_loaders(Photos(photos, None, batch=8, workers=0), [OURS, *others], 1, 0.0, said.append))
+    turns = [(rate.form, rate.loader) for rate in rates]
+    assert turns == [(form, name) for form in ("uint8", "float32") for name in (OURS, *others)]
+    assert said == [f"{form}: {name}" for form, name in turns]
     for ours, other in (rates[:2], rates[2:]):
         assert ours.ours_over_it == ours.ours_over_it_cpu == 1
         assert other.ours_over_it == pytest.approx(ours.images_per_s / other.images_per_s)
         assert other.ours_over_it_cpu == pytest.approx(other.cpu_ms / ours.cpu_ms)
+
+
+def test_a_fresh_process_is_another_one() -> None:
+    assert in_a_fresh_process(os.getpid) != os.getpid()
+    assert in_a_fresh_process(int, "7") == 7
 
 
 def test_a_turn_ends_after_its_seconds(photos: Path) -> None:
@@ -200,6 +215,7 @@ def test_order_and_mixing_are_reported(bench: DataBench) -> None:
     assert score[4096, "shuffled, as built"] > 0.95
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_resume_memory_and_reads_are_reported(bench: DataBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VITSCALE_CACHE", "/nonexistent")
     lines = list(report(bench, ["resume", "memory", "reads"]))
@@ -210,9 +226,9 @@ def test_resume_memory_and_reads_are_reported(bench: DataBench, monkeypatch: pyt
     assert not list(bench.folder.glob("cache-*"))
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_batches_are_reported(bench: DataBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vitscale.bench.data.available_loaders", lambda: [OURS])
-    monkeypatch.setattr("vitscale.bench.loaders.available_loaders", lambda: [OURS])
     lines = list(report(bench, ["batches"]))
     assert "not installed: webdataset + torchvision, timm" in lines[2]
     assert [line.split(" | ")[1] for line in lines if line.startswith("| vitscale")] == ["uint8", "float32"]
