@@ -1,6 +1,6 @@
 """The builder beside webdataset.ShardWriter: the same images, read from the same class tars in the same order.
 
-Both write key.jpeg, key.cls and key.wnid. The builder also tests each image's header, writes the index with sizes
+Both write key.jpg, key.cls and key.wnid. The builder also tests each image's header, writes the index with sizes
 and crc32, takes each shard's SHA-256 and waits until its bytes are on the disk. Contenders take turns, several
 rounds each; the median counts. The start of processes is left out: a build lasts hours.
 """
@@ -157,4 +157,4 @@ def _samples(out: Path, plan: Plan) -> Iterator[dict[str, object]]:
         for row in read_rows(out, number):
             data = read_image(out / plan.root, plan, row)
             wnid = plan.classes[row["label"]]
-            yield {"__key__": row["key"], "jpeg": data, "cls": row["label"], "wnid": wnid.encode()}
+            yield {"__key__": row["key"], "jpg": data, "cls": row["label"], "wnid": wnid.encode()}

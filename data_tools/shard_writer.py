@@ -25,6 +25,9 @@ from vitscale.data.decode import BadSample, sniff
 from vitscale.data.index import INDEX_SCHEMA
 from vitscale.errors import ShardError
 
+# Some readers look for .jpg and not for .jpeg.
+ENDINGS = {"jpeg": "jpg"}
+
 OnBad = Literal["fail", "drop", "keep"]
 
 # Pieces are gathered to writes of this size at least.
@@ -114,7 +117,7 @@ class _Tar:
     def add(self, key: str, label: int, wnid: str, image: Prepared) -> None:
         """Add a sample: its image, its label and its wnid, as three members."""
         offset = self._position + BLOCK_BYTES
-        self._put(entry(f"{key}.{image.format}", image.data))
+        self._put(entry(f"{key}.{ENDINGS.get(image.format, image.format)}", image.data))
         self._put(entry(f"{key}.cls", str(label).encode()))
         self._put(entry(f"{key}.wnid", wnid.encode()))
         row = (key, self._name, offset, len(image.data), label, wnid)

@@ -1,6 +1,6 @@
 """Datasets to measure loaders on: photographs in shards with an index, and an index as long as ImageNet-21k's.
 
-Shards are laid out as the builder lays them out: KEY.jpeg, KEY.cls, KEY.wnid.
+Shards are laid out as the builder lays them out: KEY.jpg, KEY.cls, KEY.wnid.
 """
 
 import io

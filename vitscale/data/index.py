@@ -2,7 +2,7 @@
 
     dataset.json                     what belongs together: classes, splits, shards with their sizes
     train.parquet val.parquet        one row a sample: where its bytes are and what they show
-    train-000000.tar val-000000.tar  shards by the WebDataset convention: KEY.jpeg, KEY.cls, KEY.wnid
+    train-000000.tar val-000000.tar  shards by the WebDataset convention: KEY.jpg, KEY.cls, KEY.wnid
 
 dataset.json is written last, so a folder without it is an unfinished build. This file alone knows the
 format: the builders write with it, `split` opens with it for training.

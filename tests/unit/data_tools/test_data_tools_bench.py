@@ -35,7 +35,7 @@ def test_both_sides_write_the_same_samples(small, tmp_path, monkeypatch):
     assert len(report.lines()) == 3
     ours, theirs = (
         {
-            sample["__key__"]: (sample.get("jpeg"), sample["cls"], sample["wnid"])
+            sample["__key__"]: (sample.get("jpg"), sample["cls"], sample["wnid"])
             for sample in webdataset.WebDataset(
                 sorted(map(str, (tmp_path / "b" / folder).glob("*.tar"))), shardshuffle=False
             )

@@ -87,7 +87,7 @@ def test_the_index_says_what_webdataset_reads(shards, tmp_path, crc):
     read = list(webdataset.WebDataset([str(path) for path in shards], shardshuffle=False))
     assert len(found) == len(read) == report.samples["train"] == 12
     for row, expected in zip(found, read, strict=True):
-        (content,) = (expected[name] for name in ("jpeg", "png", "webp", "gif") if name in expected)
+        (content,) = (expected[name] for name in ("jpeg", "jpg", "png", "webp", "gif") if name in expected)
         with (shards[0].parent / row["shard"]).open("rb") as file:
             file.seek(row["offset"])
             assert file.read(row["size"]) == content
