@@ -168,7 +168,7 @@ def _resume(bench: DataBench) -> Iterator[str]:
         f"it opens in {open_s * 1e3:.0f} ms"
     )
     yield ""
-    yield "| workers | fork server | first batch, s | read by then, MB | the batch itself, MB |"
+    yield "| workers | fork server | first batch, s | read by then (much of it ahead), MB | the batch itself, MB |"
     yield "|--:|---|--:|--:|--:|"
     for workers, server in ((0, ""), (bench.workers, "runs"), (bench.workers, "started too")):
         found = [

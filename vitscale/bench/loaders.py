@@ -120,8 +120,12 @@ def speed_of(name: str, photos: Photos, form: Form, seconds: float) -> Speed:
 
 
 def in_a_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function gives in an interpreter that has done nothing else."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    """What the function gives in an interpreter that has done nothing else.
+
+    It computes in one thread: the other cores belong to the workers, and idle threads of torch would spin on them.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         return pool.submit(function, *arguments).result()
 
 

@@ -4,6 +4,7 @@ A lane falls to one worker of one rank (where the numbers divide), which reads w
 there as soon as each worker has made a few images.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class TrainRecipe:
+class TrainRecipe(ABC):
     """Which training positions fall to whom, whatever the samples at them come from; it travels to the workers."""
 
     config: DataSection
@@ -56,17 +57,17 @@ class TrainRecipe:
     rank: int
     start_position: int
 
+    @abstractmethod
     def cursor(self, position: int) -> Cursor:
         """The cursor at a position."""
-        raise NotImplementedError
 
+    @abstractmethod
     def parts(self, worker: int, workers: int) -> Iterator[Part]:
         """One worker's parts of all micro-batches, in their order.
 
         Raises:
             ShardError: a shard cannot be read, or neither a sample nor its replacements.
         """
-        raise NotImplementedError
 
     def micro_batches(self) -> Iterator[Request]:
         """This rank's micro-batches, without end."""

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -282,6 +283,19 @@ def test_workers_outlive_the_jobs_signals_but_not_the_trainer(dataset: Path, tmp
         job.kill()
     _, alive = psutil.wait_procs(children, timeout=15)
     assert not alive
+
+
+def test_a_killed_worker_ends_the_run_in_place_of_hanging_it(section: DataSection) -> None:
+    with_workers = section.model_copy(update={"workers": 2, "prefetch_batches": 1})
+    before = set(multiprocessing.active_children())
+    loader = train_loader(with_workers, ONE_RANK)
+    next(loader)
+    victim = next(child for child in multiprocessing.active_children() if child not in before)
+    victim.kill()
+    with pytest.raises(RuntimeError, match="exited unexpectedly"):
+        for _ in range(1000):
+            next(loader)
+    loader.close()
 
 
 def test_close_ends_the_workers(section: DataSection) -> None:

@@ -87,8 +87,10 @@ class Augmentation:
 
 
 def mirror(images: Tensor, flip: Tensor) -> Tensor:
-    """Images [B, 3, S, S] of any dtype, those of which flip [B] is true turned left to right."""
-    return torch.where(flip[:, None, None, None], images.flip(-1), images)
+    """Images uint8 [B, 3, S, S], those of which flip [B] is true turned left to right."""
+    # A choice by bits: torch.where with a mask to broadcast takes ten times as long on a CPU.
+    chosen = flip.to(torch.uint8).mul(255)[:, None, None, None]
+    return images ^ ((images ^ images.flip(-1)) & chosen)
 
 
 def normalise(images: Tensor, mean: Statistic, std: Statistic) -> Tensor:
