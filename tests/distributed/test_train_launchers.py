@@ -27,7 +27,7 @@ def steps(run_dir: Path) -> list[int]:
     return [record["step"] for record in map(json.loads, lines) if "train/loss" in record]
 
 
-def wait_for(condition, limit_s: float = 90):
+def wait_for(condition, limit_s: float = 200):
     deadline_s = time.monotonic() + limit_s
     while not (value := condition()):
         assert time.monotonic() < deadline_s, "waited in vain"

@@ -115,19 +115,28 @@ def read_index(path: Path, dataset: Dataset, split: str, columns: Sequence[str])
     """
     files = dataset.splits[split]
     file = path / files.index
-    if not file.is_file():
-        raise ShardError(f"{file}: index is missing: copy it again or build the dataset again")
-    if sha256_of_file(file) != files.index_sha256:
-        raise ShardError(
-            f"{file}: index of another dataset, or damaged (its sha256 is not the one in {DATASET_FILE}): "
-            "copy the whole folder again"
-        )
+    check_index_file(file, files.index_sha256)
     if not pq.read_schema(file).equals(INDEX_SCHEMA, check_metadata=True):
         raise ShardError(f"{file}: its columns are not those of schema {SCHEMA_VERSION}: build the dataset again")
     table = pq.read_table(file, columns=list(columns)).combine_chunks()
     if len(table) != files.samples or len(table) == 0:
         raise ShardError(f"{file}: {len(table)} samples, {DATASET_FILE} says {files.samples}: build the dataset again")
     return table
+
+
+def check_index_file(file: Path, sha256: str) -> None:
+    """Make sure that an index is the one that dataset.json means.
+
+    Raises:
+        ShardError: it is missing, damaged, or of another dataset.
+    """
+    if not file.is_file():
+        raise ShardError(f"{file}: index is missing: copy it again or build the dataset again")
+    if sha256_of_file(file) != sha256:
+        raise ShardError(
+            f"{file}: index of another dataset, or damaged (its sha256 is not the one in {DATASET_FILE}): "
+            "copy the whole folder again"
+        )
 
 
 def write_index(path: Path, table: pa.Table) -> str:

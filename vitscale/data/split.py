@@ -26,6 +26,7 @@ from vitscale.data.index import (
     DATASET_FILE,
     Dataset,
     ShardFile,
+    check_index_file,
     read_dataset,
     read_index,
     sha256_of_file,
@@ -92,7 +93,7 @@ class SplitIndex:
 
 
 def open_split(
-    path: str | Path, split: str, *, label_space: str | None = None, check_shards: bool = True
+    path: str | Path, split: str, *, label_space: str | None = None, check_files: bool = True
 ) -> SplitIndex:
     """Open one split of a built dataset, after the checks that need no sample to be read.
 
@@ -101,7 +102,7 @@ def open_split(
         split: name of the split in dataset.json.
         label_space: name of the label space to train in; samples of other classes are left out. None keeps the
             classes of the dataset.
-        check_shards: look whether the shards are there, whole; one process a node need do it.
+        check_files: look whether the index is the right one, and the shards are there, whole; one process need do it.
 
     Raises:
         ShardError: dataset.json, the index or a shard is missing, damaged or belongs to another dataset, or no
@@ -111,9 +112,11 @@ def open_split(
     dataset = read_dataset(folder)
     if split not in dataset.splits:
         raise ShardError(f"{folder / DATASET_FILE}: no split {split!r}: it has {', '.join(sorted(dataset.splits))}")
-    location = dataset.shards_at or str(path)
-    if check_shards and "://" not in location:
-        _check_shards(Path(location), dataset.splits[split].shards)
+    location, files = dataset.shards_at or str(path), dataset.splits[split]
+    if check_files:
+        check_index_file(folder / files.index, files.index_sha256)
+    if check_files and "://" not in location:
+        _check_shards(Path(location), files.shards)
     classes = dataset.classes if label_space is None else load_label_space(label_space).wnids
     return _map(folder, split, location, classes, _mapped_file(folder, dataset, split, classes))
 

@@ -36,10 +36,10 @@ class Blueprint:
     variant: Variant
 
 
-def draw_blueprint(config: Config, world_size: int, device: torch.device, check_shards: bool = True) -> Blueprint:
+def draw_blueprint(config: Config, world_size: int, device: torch.device, check_files: bool = True) -> Blueprint:
     """Check all that can be wrong with a run before it starts, without building the model.
 
-    Thousands of shards are looked for where `check_shards` says so: one rank is enough.
+    Index and shards are looked at where `check_files` says so: one rank is enough.
 
     Raises:
         ConfigError, ShardError, CheckpointError: one line each, with the mend.
@@ -50,7 +50,7 @@ def draw_blueprint(config: Config, world_size: int, device: torch.device, check_
     render_deepspeed_config(
         config.engine, split, config.optim.clip_norm, resolve_precision(config.engine.precision, device)
     )
-    source, val_index = open_data(config, check_shards)
+    source, val_index = open_data(config, check_files)
     classes = source.classes
     if len(classes) != variant.num_classes:
         raise ConfigError(
@@ -63,7 +63,7 @@ def draw_blueprint(config: Config, world_size: int, device: torch.device, check_
     return Blueprint(config, source, val_index, split, steps, variant)
 
 
-def open_data(config: Config, check_shards: bool = True) -> tuple[Mixture | Stream, SplitIndex | None]:
+def open_data(config: Config, check_files: bool = True) -> tuple[Mixture | Stream, SplitIndex | None]:
     """The training samples and the validation split, if there is one, in the same classes.
 
     Raises:
@@ -73,7 +73,7 @@ def open_data(config: Config, check_shards: bool = True) -> tuple[Mixture | Stre
     data = config.data
 
     def opened(section: SplitSection) -> SplitIndex:
-        return open_split(section.path, section.split, label_space=data.label_space, check_shards=check_shards)
+        return open_split(section.path, section.split, label_space=data.label_space, check_files=check_files)
 
     indexes = tuple(opened(source) for source in data.sources)
     val_index = opened(data.val) if data.val is not None else None

@@ -64,7 +64,7 @@ def run_training(config: Config, allow_change: Sequence[str] = ()) -> ExitStatus
         # Rank 0 looks first, so that a mistake is told once and not by every rank.
         drawn: list[Blueprint] = []
         on_main(ranks, lambda: drawn.append(draw_blueprint(config, ranks.world_size, ranks.device)))
-        blueprint = drawn[0] if drawn else draw_blueprint(config, ranks.world_size, ranks.device, check_shards=False)
+        blueprint = drawn[0] if drawn else draw_blueprint(config, ranks.world_size, ranks.device, check_files=False)
         directory = RunDirectory.open(config, ranks, allow_change)
         trainer: Trainer | None = None
         status, reason = ExitStatus.TRANSIENT, ""
