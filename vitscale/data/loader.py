@@ -4,6 +4,8 @@ Every worker makes its own part of every micro-batch, as the recipe says. The pa
 the trainer, in page-locked memory where there is a GPU.
 """
 
+import math
+import mmap
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -158,9 +160,14 @@ def _join(parts: list[Part], places: list[NDArray[np.int64]]) -> tuple[dict[str,
 
 def _whole(like: Tensor | NDArray[Any], count: int) -> Any:
     """Room for `count` rows like these; tensors in page-locked memory where there is a GPU."""
+    shape = (count, *_as_array(like).shape[1:])
     if not isinstance(like, Tensor):
-        return np.empty((count, *like.shape[1:]), dtype=like.dtype)
-    room = torch.empty((count, *_as_array(like).shape[1:]), dtype=like.dtype, pin_memory=torch.cuda.is_available())
+        return np.empty(shape, dtype=like.dtype)
+    if torch.cuda.is_available() or like.dim() < 4:
+        room = torch.empty(shape, dtype=like.dtype, pin_memory=torch.cuda.is_available())
+    else:
+        # Made here and freed by the trainer's thread, images would leave holes in malloc's memory, which then grows.
+        room = torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=like.dtype).view(shape)
     return room.permute(0, 3, 1, 2) if like.dim() == 4 else room
 
 
