@@ -292,10 +292,8 @@ def test_a_killed_worker_ends_the_run_in_place_of_hanging_it(section: DataSectio
     next(loader)
     victim = next(child for child in multiprocessing.active_children() if child not in before)
     victim.kill()
-    # It may die while it hands over memory; then that breaks off.
-    with pytest.raises((RuntimeError, EOFError, OSError), match="exited unexpectedly|^$|[Cc]onnection"):
-        for _ in range(1000):
-            next(loader)
+    with pytest.raises((RuntimeError, EOFError, OSError)):  # the last two where it dies while it hands over memory
+        list(islice(loader, 1000))
     loader.close()
 
 
