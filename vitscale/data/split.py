@@ -92,9 +92,7 @@ class SplitIndex:
         return f"{self.location}/{self.shards[int(self.shard[row])]}"
 
 
-def open_split(
-    path: str | Path, split: str, *, label_space: str | None = None, check_files: bool = True
-) -> SplitIndex:
+def open_split(path: str | Path, split: str, *, label_space: str | None = None, check_files: bool = True) -> SplitIndex:
     """Open one split of a built dataset, after the checks that need no sample to be read.
 
     Args:
