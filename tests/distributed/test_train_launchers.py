@@ -10,11 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from free_port import free_port
 from micro_run import REPOSITORY
 
 BIN = Path(sys.executable).parent
 TORCHRUN = [str(BIN / "torchrun"), "--nproc-per-node", "2", "--standalone", "-m", "vitscale"]
-DEEPSPEED = [str(BIN / "deepspeed"), "--num_gpus", "2", "--module", "vitscale"]
+DEEPSPEED = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port()), "--module", "vitscale"]
 ALONE = [sys.executable, "-m", "vitscale"]
 FORWARDED = [sys.executable, "launch/forward_signals.py", *TORCHRUN]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}

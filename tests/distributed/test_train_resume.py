@@ -52,8 +52,19 @@ def _run_with(rank, world_size, path, overrides, options):
 @pytest.mark.parametrize(
     ("world_size", "stage", "number"), [(2, 2, signal.SIGTERM), (2, 3, signal.SIGINT), (1, 1, signal.SIGUSR2)]
 )
-def test_a_stopped_run_goes_on_bitwise(micro_config, tmp_path, world_size, stage, number):
+def test_a_stopped_run_goes_on_bitwise(micro_config, digits_dataset, tmp_path, world_size, stage, number):
     fixed = [f"engine.zero_stage={stage}", "schedule.steps=40", "checkpoint.every_steps=100"]
+    if stage == 1:  # all that data can be made of, beside the plain stream of the others
+        sources = (
+            f"{{path: {digits_dataset}, split: {split}, weight: {w}}}" for split, w in (("train", 3), ("val", 1))
+        )
+        fixed += [
+            f"data.mix=[{', '.join(sources)}]",
+            "data.train=null",
+            "data.workers=2",
+            "data.augment={rand_augment: {}, three_augment: true, jitter: {hue: 0.1}, erasing: {}, repeats: 2}",
+            "data.augment.mix={mixup_alpha: 0.8, cutmix_alpha: 1.0}",
+        ]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(world_size, micro_config, *fixed, f"run.dir={whole}") == [ExitStatus.FINISHED] * world_size
 

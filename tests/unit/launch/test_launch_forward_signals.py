@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from free_port import free_port
 
 WRAPPER = Path(__file__).parents[3] / "launch" / "forward_signals.py"
 LAUNCHERS = {
     "torchrun": ["--nproc-per-node", "2", "--master-port", "0"],
-    "deepspeed": ["--num_gpus", "2", "--master_port", "29641", "--no_local_rank"],
+    "deepspeed": ["--num_gpus", "2", "--master_port", str(free_port()), "--no_local_rank"],
 }
 
 # A rank with a worker that inherits its environment, as vitscale's have. Told to stop, it ends with 75, which
