@@ -193,6 +193,7 @@ def _mapped_file(path: Path, dataset: Dataset, split: str, classes: tuple[str, .
             with _locked(folder, name):
                 if not file.exists():
                     _write_mapped(file, _convert(path, dataset, split, classes))
+                    pa.default_memory_pool().release_unused()  # a gigabyte for 14 million samples
                 return file
         except OSError as error:
             fault = error
