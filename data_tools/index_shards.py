@@ -30,9 +30,8 @@ from vitscale.data.index import (
     INDEX_SCHEMA,
     ShardFile,
     SplitFiles,
-    split_hash,
     write_dataset_json,
-    write_index,
+    write_split,
 )
 from vitscale.errors import ShardError
 
@@ -253,14 +252,7 @@ def _write_split(
     out: Path, split: str, shards: tuple[ShardFile, ...], table: pa.Table, classes: Sequence[str]
 ) -> SplitFiles:
     table = pa.table([table[field.name].cast(field.type) for field in INDEX_SCHEMA], schema=INDEX_SCHEMA)
-    sha256 = write_index(out / f"{split}.parquet", table)
-    return SplitFiles(
-        samples=len(table),
-        shards=shards,
-        index=f"{split}.parquet",
-        index_sha256=sha256,
-        hash=split_hash(classes, table),
-    )
+    return write_split(out, split, classes, table, shards)
 
 
 class _Images:

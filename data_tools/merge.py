@@ -12,7 +12,7 @@ from data_tools.fragment import ShardProof, is_finished, read_fragment, read_pro
 from data_tools.parts import LOCK_FILE, PART_LOCKS
 from data_tools.plan_file import Plan
 from data_tools.sources.spool import remove_spool
-from vitscale.data.index import ShardFile, SplitFiles, split_hash, write_dataset_json, write_index
+from vitscale.data.index import ShardFile, SplitFiles, write_dataset_json, write_split
 from vitscale.errors import ShardError
 
 REJECTS_FILE = "rejects.parquet"
@@ -79,17 +79,11 @@ def _proofs(out: Path, plan: Plan) -> dict[str, ShardProof]:
 
 def _merge_split(out: Path, split: str, proofs: dict[str, ShardProof], classes: Sequence[str]) -> SplitFiles:
     tables = [read_fragment(out / name) for name in proofs]
-    table = pa.concat_tables(tables)
-    return SplitFiles(
-        samples=len(table),
-        shards=tuple(
-            ShardFile(name=name, size_bytes=proof.size_bytes, samples=len(rows), sha256=proof.sha256)
-            for (name, proof), rows in zip(proofs.items(), tables, strict=True)
-        ),
-        index=f"{split}.parquet",
-        index_sha256=write_index(out / f"{split}.parquet", table),
-        hash=split_hash(classes, table),
-    )
+    shards = [
+        ShardFile(name=name, size_bytes=proof.size_bytes, samples=len(rows), sha256=proof.sha256)
+        for (name, proof), rows in zip(proofs.items(), tables, strict=True)
+    ]
+    return write_split(out, split, classes, pa.concat_tables(tables), shards)
 
 
 def _write_rejects(out: Path, proofs: dict[str, ShardProof]) -> None:

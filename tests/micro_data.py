@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitscale.config import BatchSplit, DataSection
 from vitscale.data.augment import Augmentation
-from vitscale.data.index import INDEX_SCHEMA, ShardFile, SplitFiles, split_hash, write_dataset_json, write_index
+from vitscale.data.index import INDEX_SCHEMA, ShardFile, write_dataset_json, write_split
 from vitscale.data.loader import TrainLoader
 from vitscale.data.mixture import Mixture, Samples
 from vitscale.data.recipes import MixtureRecipe
@@ -47,15 +47,8 @@ def write_dataset(root: Path, images: Sequence[bytes], shard_images: int = 7) ->
         shards.append(ShardFile(name=name, size_bytes=(root / name).stat().st_size, samples=count))
     columns = dict(zip(INDEX_SCHEMA.names, map(list, zip(*rows, strict=True)), strict=True))
     table = pa.table(columns, schema=INDEX_SCHEMA)
-    sha256 = write_index(root / "train.parquet", table)
-    assert sha256 == hashlib.sha256((root / "train.parquet").read_bytes()).hexdigest()
-    files = SplitFiles(
-        samples=len(images),
-        shards=tuple(shards),
-        index="train.parquet",
-        index_sha256=sha256,
-        hash=split_hash(CLASSES, table),
-    )
+    files = write_split(root, "train", CLASSES, table, shards)
+    assert files.index_sha256 == hashlib.sha256((root / "train.parquet").read_bytes()).hexdigest()
     write_dataset_json(root, seed=0, plan="test", classes=CLASSES, splits={"train": files})
     return root
 

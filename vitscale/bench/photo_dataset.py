@@ -20,11 +20,9 @@ from vitscale.bench.decode import photographs
 from vitscale.data.index import (
     INDEX_SCHEMA,
     ShardFile,
-    SplitFiles,
     read_dataset,
-    split_hash,
     write_dataset_json,
-    write_index,
+    write_split,
 )
 
 SPLIT = "train"
@@ -84,12 +82,5 @@ def _write_shard(path: Path, first: int, samples: Sequence[tuple[bytes, int]], r
 
 
 def _finish(folder: Path, table: pa.Table, shards: Sequence[ShardFile], shards_at: str) -> None:
-    name = f"{SPLIT}.parquet"
-    files = SplitFiles(
-        samples=len(table),
-        shards=tuple(shards),
-        index=name,
-        index_sha256=write_index(folder / name, table),
-        hash=split_hash(CLASSES, table),
-    )
+    files = write_split(folder, SPLIT, CLASSES, table, shards)
     write_dataset_json(folder, seed=0, plan="bench", classes=CLASSES, splits={SPLIT: files}, shards_at=shards_at)

@@ -145,6 +145,20 @@ def write_index(path: Path, table: pa.Table) -> str:
     return sha256_of_file(path)
 
 
+def write_split(
+    folder: Path, split: str, classes: Sequence[str], table: pa.Table, shards: Sequence[ShardFile]
+) -> SplitFiles:
+    """Write the index of a split beside its dataset.json, and return what that lists of it."""
+    index = f"{split}.parquet"
+    return SplitFiles(
+        samples=len(table),
+        shards=tuple(shards),
+        index=index,
+        index_sha256=write_index(folder / index, table),
+        hash=split_hash(classes, table),
+    )
+
+
 def split_hash(classes: Sequence[str], table: pa.Table) -> str:
     """Identity of a split: classes, and every sample's key, label, size and crc32, in their order."""
     digest = hashlib.sha256("\n".join(classes).encode())

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_tools.stats import effective_classes, gini
-from vitscale.data.index import INDEX_SCHEMA, ShardFile, SplitFiles, split_hash, write_dataset_json, write_index
+from vitscale.data.index import INDEX_SCHEMA, ShardFile, write_dataset_json, write_split
 
 # The first two are among the 1,000 classes of ImageNet-1k, the last is not.
 CLASSES = ("n01440764", "n01443537", "n00007846")
@@ -42,13 +42,8 @@ def write_bare_index(folder, rows):
         "crc32": [None] * count,
     }
     table = pa.table(columns, schema=INDEX_SCHEMA)
-    files = SplitFiles(
-        samples=count,
-        shards=(ShardFile(name="train-000000.tar", size_bytes=5000, samples=count),),
-        index="train.parquet",
-        index_sha256=write_index(folder / "train.parquet", table),
-        hash=split_hash(CLASSES, table),
-    )
+    shards = [ShardFile(name="train-000000.tar", size_bytes=5000, samples=count)]
+    files = write_split(folder, "train", CLASSES, table, shards)
     write_dataset_json(folder, seed=0, plan="", classes=CLASSES, splits={"train": files})
     return folder
 
