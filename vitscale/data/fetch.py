@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -121,12 +121,12 @@ def checked(data: memoryview, expected: int) -> bytes:
     return bytes(data)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Fetched:
     """The bytes of one window, as they arrive."""
 
     reader: SampleReader
-    futures: Mapping[int, "Future[dict[int, tuple[memoryview, int]]]"] = field(default_factory=dict)
+    futures: Mapping[int, "Future[dict[int, tuple[memoryview, int]]]"]
 
     def read(self, row: int) -> bytes:
         """The bytes of a sample, when they are there; of one outside the window, read now.
@@ -140,21 +140,19 @@ class Fetched:
         return checked(*self.futures[row].result()[row])
 
 
-def read_ahead(
-    windows: Iterable[Window[R]], reader: SampleReader, threads: int, ahead: int = 1
-) -> Iterator[tuple[R, Fetched]]:
-    """Each request with the bytes of its window, while those of the next `ahead` windows are on their way."""
-    with ThreadPoolExecutor(threads, thread_name_prefix="read-ahead") as pool:
-        started: deque[tuple[Window[R], Fetched]] = deque()
-        try:
-            for window in windows:
-                started.append((window, _start(window, reader, pool)))
-                if len(started) > ahead:
-                    yield from _requests_of(*started.popleft())
-            while started:
+def read_ahead(windows: Iterable[Window[R]], reader: SampleReader, threads: int) -> Iterator[tuple[R, Fetched]]:
+    """Each request with the bytes of its window, while those of the next window are on their way."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read-ahead")
+    started: deque[tuple[Window[R], Fetched]] = deque()
+    try:
+        for window in windows:
+            started.append((window, _start(window, reader, pool)))
+            if len(started) > 1:
                 yield from _requests_of(*started.popleft())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while started:
+            yield from _requests_of(*started.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def cut_windows(

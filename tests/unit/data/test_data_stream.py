@@ -1,12 +1,11 @@
-import io
 import pickle
-import tarfile
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from builder_command import write_tar
 from micro_data import jpeg
 
 from vitscale.config import BatchSplit, DataSection, StreamSection
@@ -20,14 +19,6 @@ from vitscale.errors import ConfigError, ShardError
 SPLIT = BatchSplit(global_batch=16, micro_batch=8, grad_accum=1, world_size=2)
 
 
-def write_shard(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-
-
 @pytest.fixture
 def shards(tmp_path: Path, images: list[bytes]) -> str:
     """Four shards of ten images; image i has the label i mod 3."""
@@ -35,7 +26,7 @@ def shards(tmp_path: Path, images: list[bytes]) -> str:
         members = {}
         for i in range(10 * number, 10 * number + 10):
             members |= {f"image{i}.jpg": images[i], f"image{i}.cls": str(i % 3).encode(), f"image{i}.json": b"{}"}
-        write_shard(tmp_path / f"{number:06d}.tar", members)
+        write_tar(tmp_path / f"{number:06d}.tar", members)
     return f"{tmp_path}/{{000000..000003}}.tar"
 
 
@@ -77,7 +68,7 @@ def test_ranks_and_restarts_draw_apart_and_a_start_repeats_itself(shards: str, w
 
 def test_bad_samples_are_passed_over_and_named(tmp_path: Path) -> None:
     sound = {f"good{i}.jpg": jpeg(i) for i in range(6)} | {f"good{i}.cls": b"1" for i in range(6)}
-    write_shard(tmp_path / "a.tar", {**dict(sorted(sound.items())), "bad.jpg": b"no image", "bad.cls": b"2"})
+    write_tar(tmp_path / "a.tar", {**dict(sorted(sound.items())), "bad.jpg": b"no image", "bad.cls": b"2"})
     substitutions = [s for batch in train(section_of(str(tmp_path / "a.tar")), 6) for s in batch.substitutions]
     assert {s.key for s in substitutions} == {"bad"}
     assert all(s.replaced_by.startswith("good") and s.shard.endswith("a.tar") for s in substitutions)
@@ -102,7 +93,7 @@ def test_pickles_and_pipes_are_never_executed(tmp_path: Path) -> None:
         for i in range(9)
         for kind, data in {"pkl": payload, "pyd": payload, "pth": payload, "jpg": jpeg(i), "cls": b"0"}.items()
     }
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     assert train(section_of(str(tmp_path / "a.tar")), 2)[0].labels.tolist() == [0] * 8
     with pytest.raises(ConfigError, match="commands are never executed"):
         Stream(StreamSection(shards=f"pipe:touch {touched}", num_classes=3, samples=9), 0)
@@ -128,7 +119,7 @@ def test_pickles_and_pipes_are_never_executed(tmp_path: Path) -> None:
     ],
 )
 def test_shards_that_cannot_be_trained_on_are_one_line(tmp_path: Path, members: dict[str, bytes], told: str) -> None:
-    write_shard(tmp_path / "a.tar", members)
+    write_tar(tmp_path / "a.tar", members)
     with pytest.raises(ShardError, match=told) as raised:
         train(section_of(str(tmp_path / "a.tar")), 1)
     assert "\n" not in str(raised.value)
