@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vitscale.config import DataSection
 from vitscale.data import turbojpeg
-from vitscale.data.batch import Batch, Substitution, Traffic, TrainBatch
+from vitscale.data.batch import Batch, Traffic, TrainBatch
 from vitscale.data.mixture import Samples
 from vitscale.data.processes import Background, Parts
 from vitscale.data.recipes import EvalRecipe, Part, TrainRecipe
@@ -38,8 +38,7 @@ class TrainLoader:
         """Start the workers; they read ahead at once."""
         turbojpeg.find()  # a wrong path is one line here, and a traceback in a worker
         config = recipe.config
-        batches = self._batches(recipe, max(1, config.workers))
-        self._background = Background(batches, config.prefetch_batches, config.workers > 0)
+        self._background = Background(self._batches(recipe), config.prefetch_batches, config.workers > 0)
 
     def __iter__(self) -> Iterator[TrainBatch]:
         """The loader is its own iterator."""
@@ -59,23 +58,19 @@ class TrainLoader:
         self._background.close()
 
     @staticmethod
-    def _batches(recipe: TrainRecipe, workers: int) -> Generator[TrainBatch, None, None]:
-        budget = _Budget(recipe.config.bad_sample_budget)
-        with closing(Parts(recipe, recipe.config.workers, recipe.config.prefetch_batches)) as parts:
-            for request in recipe.micro_batches():
-                own = list(budget.admit(islice(parts, workers)))
-                places = [recipe.places(request, worker, workers) for worker in range(workers)]
-                values, substitutions = _join(own, places)
+    def _batches(recipe: TrainRecipe) -> Generator[TrainBatch, None, None]:
+        with closing(_joined(recipe, recipe.micro_batches())) as micro_batches:
+            for request, joined in micro_batches:
                 yield TrainBatch(
-                    images=values["images"],
-                    labels=values["labels"],
+                    images=joined.tensors["images"],
+                    labels=joined.tensors["labels"],
                     positions=torch.from_numpy(request.positions),
-                    samples=values["samples"],
+                    samples=joined.tensors["samples"],
                     valid=torch.ones(len(request.positions), dtype=torch.bool),
-                    substitutions=substitutions,
-                    drawn={name: value for name, value in values.items() if isinstance(value, np.ndarray)},
+                    substitutions=joined.substitutions,
+                    drawn=joined.drawn,
                     cursor=recipe.cursor(request.step_end),
-                    traffic=sum((part.traffic for part in own), Traffic()),
+                    traffic=joined.traffic,
                 )
 
 
@@ -103,21 +98,27 @@ class EvalLoader:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """One pass."""
-        recipe = self._recipe
-        workers = max(1, recipe.config.workers)
-        budget = _Budget(recipe.config.bad_sample_budget)
-        with closing(Parts(recipe, recipe.config.workers, recipe.config.prefetch_batches)) as parts:
-            for rows in recipe.batches:
-                own = list(budget.admit(islice(parts, workers)))
-                values, substitutions = _join(own, [recipe.places(rows, worker, workers) for worker in range(workers)])
+        with closing(_joined(self._recipe, self._recipe.batches)) as batches:
+            for rows, joined in batches:
                 yield Batch(
-                    images=values["images"],
-                    labels=values["labels"],
+                    images=joined.tensors["images"],
+                    labels=joined.tensors["labels"],
                     positions=torch.from_numpy(rows),
                     samples=torch.from_numpy(rows),
-                    valid=values["valid"],
-                    substitutions=substitutions,
+                    valid=joined.tensors["valid"],
+                    substitutions=joined.substitutions,
                 )
+
+
+def _joined(recipe: TrainRecipe | EvalRecipe, requests: Iterable[Any]) -> Generator[tuple[Any, Part], None, None]:
+    """Each request, and what all workers together made of it."""
+    config = recipe.config
+    workers = max(1, config.workers)
+    budget = _Budget(config.bad_sample_budget)
+    with closing(Parts(recipe, config.workers, config.prefetch_batches)) as parts:
+        for request in requests:
+            own = list(budget.admit(islice(parts, workers)))
+            yield request, _join(own, [recipe.places(request, worker, workers) for worker in range(workers)])
 
 
 class _Budget:
@@ -144,25 +145,22 @@ class _Budget:
             yield part
 
 
-def _join(parts: list[Part], places: list[NDArray[np.int64]]) -> tuple[dict[str, Any], tuple[Substitution, ...]]:
+def _join(parts: list[Part], places: list[NDArray[np.int64]]) -> Part:
     """Put the workers' parts of a micro-batch to their places."""
     substitutions = sorted((s for part in parts for s in part.substitutions), key=lambda s: s.position)
-    count = sum(map(len, places))
-    values: dict[str, Any] = {}
-    for name, first in parts[0].values.items():
-        whole = _whole(first, count)
-        target = _as_array(whole)
-        for part, own in zip(parts, places, strict=True):
-            target[own] = _as_array(part.values[name])
-        values[name] = whole
-    return values, tuple(substitutions)
+    tensors = {name: _whole(first, places) for name, first in parts[0].tensors.items()}
+    drawn = {name: _whole_array(first, places) for name, first in parts[0].drawn.items()}
+    for part, own in zip(parts, places, strict=True):
+        for name, tensor in tensors.items():
+            _as_array(tensor)[own] = _as_array(part.tensors[name])
+        for name, array in drawn.items():
+            array[own] = part.drawn[name]
+    return Part(tensors, drawn, tuple(substitutions), sum((part.traffic for part in parts), Traffic()))
 
 
-def _whole(like: Tensor | NDArray[Any], count: int) -> Any:
-    """Room for `count` rows like these; tensors in page-locked memory where there is a GPU."""
-    shape = (count, *_as_array(like).shape[1:])
-    if not isinstance(like, Tensor):
-        return np.empty(shape, dtype=like.dtype)
+def _whole(like: Tensor, places: list[NDArray[np.int64]]) -> Tensor:
+    """Room for all rows, in page-locked memory where there is a GPU."""
+    shape = (sum(map(len, places)), *_as_array(like).shape[1:])
     if torch.cuda.is_available() or like.dim() < 4:
         room = torch.empty(shape, dtype=like.dtype, pin_memory=torch.cuda.is_available())
     else:
@@ -171,9 +169,11 @@ def _whole(like: Tensor | NDArray[Any], count: int) -> Any:
     return room.permute(0, 3, 1, 2) if like.dim() == 4 else room
 
 
-def _as_array(values: Tensor | NDArray[Any]) -> NDArray[Any]:
+def _whole_array(like: NDArray[Any], places: list[NDArray[np.int64]]) -> NDArray[Any]:
+    return np.empty((sum(map(len, places)), *like.shape[1:]), dtype=like.dtype)
+
+
+def _as_array(tensor: Tensor) -> NDArray[Any]:
     """The same memory as an array, images with the channels last: numpy copies whole rows, torch single elements."""
-    if not isinstance(values, Tensor):
-        return values
-    array: NDArray[Any] = (values.permute(0, 2, 3, 1) if values.dim() == 4 else values).numpy()
+    array: NDArray[Any] = (tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor).numpy()
     return array

@@ -5,7 +5,7 @@ there as soon as each worker has made a few images.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,9 +40,10 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """What a worker makes of a request: tensors and arrays by name, whose first dimension is its n images."""
+    """What a worker makes of a request of n images: by name tensors, and arrays that augmentation drew, [n, ...]."""
 
-    values: Mapping[str, Tensor | NDArray[Any]]
+    tensors: dict[str, Tensor]
+    drawn: dict[str, NDArray[Any]]
     substitutions: tuple[Substitution, ...]
     traffic: Traffic
 
@@ -138,9 +139,8 @@ class MixtureRecipe(TrainRecipe):
             images[place], rows[place], replaced = self._load(position, row, draws[place], fetched)
             substitutions += replaced
         labels = torch.from_numpy(self.mixture.samples.column("label", rows))
-        values = {"images": images, "labels": labels, "samples": torch.from_numpy(rows)}
-        drawn = self.augmentation.draw(positions)
-        return Part({**values, **drawn}, tuple(substitutions), fetched.reader.traffic)
+        tensors = {"images": images, "labels": labels, "samples": torch.from_numpy(rows)}
+        return Part(tensors, self.augmentation.draw(positions), tuple(substitutions), fetched.reader.traffic)
 
     def _load(
         self, position: int, row: int, draws: Sequence[float], fetched: Fetched
@@ -209,8 +209,8 @@ class EvalRecipe:
                 substitutions.append(_substitution(self.samples, row, row, str(error), replaced_by=""))
                 continue
             images[place] = resize_centre(image, self.img_size, self.config.val_crop, self.config.interpolation)
-        values = {"images": images, "labels": torch.from_numpy(labels), "valid": torch.from_numpy(valid)}
-        return Part(values, tuple(substitutions), fetched.reader.traffic)
+        tensors = {"images": images, "labels": torch.from_numpy(labels), "valid": torch.from_numpy(valid)}
+        return Part(tensors, {}, tuple(substitutions), fetched.reader.traffic)
 
 
 def blank_images(count: int, size_px: int) -> Tensor:

@@ -115,12 +115,12 @@ class StreamRecipe(TrainRecipe):
         for place, position in enumerate(positions.tolist()):
             images[place], labels[place], skipped = self._next(position, draws[place], samples)
             substitutions += skipped
-        values = {
+        tensors = {
             "images": images,
             "labels": torch.from_numpy(labels),
             "samples": torch.full((len(positions),), -1, dtype=torch.int64),
         }
-        return Part({**values, **self.augmentation.draw(positions)}, tuple(substitutions), Traffic())
+        return Part(tensors, self.augmentation.draw(positions), tuple(substitutions), Traffic())
 
     def _next(
         self, position: int, draws: Sequence[float], samples: Iterator[dict[str, Any]]
