@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from vitscale.config.schema import BatchSection, ScheduleSection
+from vitscale.config.schedule import BatchSection, ScheduleSection
 from vitscale.errors import ConfigError
 
 
