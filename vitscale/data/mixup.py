@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -69,16 +68,6 @@ def mix(images: Tensor, labels: Tensor, weights: Tensor, boxes: Tensor) -> tuple
     share = torch.where(cut, 1.0, weights[:, None])[:, :, None, None]
     blended = images * share + partners * (1 - share)
     return torch.where(box[:, None], partners, blended), MixedLabels(labels, partner_labels, weights)
-
-
-def soft_targets(mixed: MixedLabels, num_classes: int, label_smoothing: float = 0.0) -> Tensor:
-    """The targets as probabilities of all classes, fp32 [B, C].
-
-    `label_smoothing` is the mass that is spread evenly over all C classes (Szegedy et al. 2016).
-    """
-    own, partner = (F.one_hot(labels, num_classes) for labels in mixed[:2])
-    weights = mixed.weights[:, None]
-    return (weights * own + (1 - weights) * partner) * (1 - label_smoothing) + label_smoothing / num_classes
 
 
 def _swapped(values: Tensor) -> Tensor:

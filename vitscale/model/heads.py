@@ -72,14 +72,21 @@ class PreLogits(nn.Module):
 
 
 class Classifier(nn.Linear):
-    """Linear classifier.
+    """Linear classifier: [B, in_features] -> [B, num_classes].
+
+    With `multiple` above 1 the matrix product has its outputs padded with zeros to a multiple of it, which GPUs want
+    of 16-bit matrices (21,843 classes are odd; 21,888 is 342 x 64). Weight and bias keep their shapes, and what they
+    are padded with is cut off again: nobody else sees it, and logits and gradients are as without.
 
     Under the JAX schemes it starts from zero weights, so that every first logit is its bias: `bias_init`, or
     under `jax_nlhb` minus the logarithm of the number of classes where `bias_init` is None.
     """
 
-    def __init__(self, in_features: int, num_classes: int, scheme: Scheme, bias_init: float | None = None) -> None:
+    def __init__(
+        self, in_features: int, num_classes: int, scheme: Scheme, bias_init: float | None = None, multiple: int = 1
+    ) -> None:
         super().__init__(in_features, num_classes)
+        self.multiple = multiple
         if scheme == "trunc_normal":
             nn.init.trunc_normal_(self.weight, std=STD)
         else:
@@ -87,6 +94,14 @@ class Classifier(nn.Linear):
         if bias_init is None:
             bias_init = -math.log(num_classes) if scheme == "jax_nlhb" else 0.0
         nn.init.constant_(self.bias, bias_init)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The logits; of a padded product a view of its rows, not contiguous."""
+        missing = -self.out_features % self.multiple
+        if missing == 0:
+            return super().forward(features)
+        weight, bias = F.pad(self.weight, (0, 0, 0, missing)), F.pad(self.bias, (0, missing))
+        return F.linear(features, weight, bias)[..., : self.out_features]
 
     def reset_parameters(self) -> None:
         """Draw nothing: `__init__` does."""

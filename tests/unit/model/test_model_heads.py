@@ -3,10 +3,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from small_models import randomise
+from small_models import images_for, randomise, shapes, tiny
 from timm.layers import AttentionPoolLatent
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from vitscale.errors import ConfigError
 from vitscale.model import Variant
 from vitscale.model.heads import AttentionPool, Classifier, PreLogits
 
@@ -80,3 +82,56 @@ def test_representation_layer_and_classifier_against_float64():
     )
     expected = np.tanh(x @ w1.T + b1) @ w2.T + b2
     np.testing.assert_allclose(head(pre_logits(features)).detach().numpy(), expected, rtol=0, atol=1e-5)
+
+
+class Products(TorchDispatchMode):
+    """Shapes of the results of matrix products with a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.addmm.default:
+            self.shapes.append(tuple(result.shape))
+        return result
+
+
+def padded_pair(**options):
+    """The same model without and with a padded head."""
+    plain, padded = (randomise(tiny(**options, head_multiple=multiple)).double() for multiple in (1, 64))
+    padded.load_state_dict(plain.state_dict(), strict=True)
+    return plain, padded
+
+
+@pytest.mark.parametrize("options", [{}, {"representation_size": 20}, {"distilled": True}], ids=str)
+def test_a_padded_head_has_the_same_parameters_logits_and_gradients(options):
+    plain, padded = padded_pair(**options)
+    assert shapes(padded) == shapes(plain)
+    results = []
+    for model in (plain, padded):
+        logits = model(images_for(model).double())
+        logits[:, 0].mul(2).sum().add(logits.square().sum()).backward()
+        results.append((logits.detach(), {name: p.grad for name, p in model.named_parameters()}))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+def test_the_padded_product_has_the_multiple_and_the_logits_do_not():
+    plain, padded = padded_pair()
+    for model, product in ((plain, (2, 7)), (padded, (2, 64))):
+        with Products() as seen:
+            logits = model(images_for(model).double())
+        assert logits.shape == (2, 7)
+        assert seen.shapes[-1] == product
+    padded.reset_classifier(128)
+    with Products() as seen:
+        padded(images_for(padded).double())
+    assert seen.shapes[-1] == (2, 128), "a multiple is not padded"
+    padded.reset_classifier(129)
+    assert padded.head.multiple == 64
+
+
+def test_a_multiple_below_1_is_refused():
+    with pytest.raises(ConfigError, match=r"^model.head_multiple 0: 1 or more is wanted$"):
+        tiny(head_multiple=0)
