@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from vitscale.config.schedule import BatchSection, ScheduleSection
+from vitscale.config.length import Length
+from vitscale.config.schedule import BatchSection, PhaseSection, ScheduleSection
 from vitscale.errors import ConfigError
 
 
@@ -20,6 +21,48 @@ class BatchSplit:
     def rank_batch(self) -> int:
         """Images one rank sees in a step."""
         return self.micro_batch * self.grad_accum
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Steps first_step to end_step - 1, which share one batch split and one input size."""
+
+    first_step: int
+    end_step: int
+    first_image: int
+    """Images seen before the first step."""
+    split: BatchSplit
+    img_size: int | None
+    """Input in pixels; None for the model's own."""
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The whole run in optimizer steps: its phases, one after the other, and its learning rate's lengths."""
+
+    phases: tuple[Phase, ...]
+    warmup_steps: int
+    cooldown_steps: int
+    timescale_steps: float | None
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run."""
+        return self.phases[-1].end_step
+
+    @property
+    def total_images(self) -> int:
+        """Images seen at the run's end."""
+        return self.images_at(self.total_steps)
+
+    def phase_at(self, step: int) -> Phase:
+        """The phase that a step belongs to; beyond the run the last one."""
+        return next((phase for phase in self.phases if step < phase.end_step), self.phases[-1])
+
+    def images_at(self, step: int) -> int:
+        """Images seen before a step."""
+        phase = self.phase_at(step)
+        return phase.first_image + (step - phase.first_step) * phase.split.global_batch
 
 
 def split_batch(batch: BatchSection, world_size: int) -> BatchSplit:
@@ -44,20 +87,77 @@ def split_batch(batch: BatchSection, world_size: int) -> BatchSplit:
     )
 
 
-def total_steps(schedule: ScheduleSection, global_batch: int, train_samples: int) -> int:
-    """Length of the run in optimizer steps; epochs are rounded up to whole steps.
+def lay_out(schedule: ScheduleSection, batch: BatchSection, world_size: int, epoch_images: int) -> Timeline:
+    """The run in steps. Lengths in images or epochs are covered by the fewest steps; percent is of the run's length.
+
+    Args:
+        schedule, batch: of the config.
+        world_size: number of ranks.
+        epoch_images: images of one pass over the training data.
 
     Raises:
-        ConfigError: the warm-up is longer than the run.
+        ConfigError: a phase has no step, a batch does not split, or warm-up and cool-down leave nothing between them.
     """
-    if schedule.steps is not None:
-        steps = schedule.steps
-    else:
-        assert schedule.epochs is not None  # the schema gives exactly one
-        steps = max(1, math.ceil(schedule.epochs * train_samples / global_batch))
-    if schedule.warmup_steps >= steps:
+    phases: list[Phase] = []
+    step = image = 0
+    for index, phase in enumerate(schedule.phases):
+        split = split_batch(_batch_of(phase, batch), world_size)
+        end_step = _end_step(phase.until, schedule.length, step, image, split.global_batch, epoch_images)
+        if end_step <= step:
+            raise ConfigError(
+                f"schedule.phases[{index}].until {phase.until} is no later than where the phase begins "
+                f"(step {step}): put the phases in order, or remove it"
+            )
+        phases.append(Phase(step, end_step, image, split, phase.img_size))
+        image += (end_step - step) * split.global_batch
+        step = end_step
+    split = split_batch(batch, world_size)
+    end_step = _end_step(schedule.length, schedule.length, step, image, split.global_batch, epoch_images)
+    if end_step <= step:
         raise ConfigError(
-            f"schedule.warmup_steps {schedule.warmup_steps} leaves nothing of the run's {steps} steps: "
-            f"use at most {steps - 1}"
+            f"schedule.phases end at step {step}, schedule.length {schedule.length} at step {max(end_step, 0)}: "
+            "the last phase must end before the run"
         )
-    return steps
+    phases.append(Phase(step, end_step, image, split, None))
+    return _with_rate_lengths(tuple(phases), schedule, epoch_images)
+
+
+def _batch_of(phase: PhaseSection, batch: BatchSection) -> BatchSection:
+    """The batch of a phase: its own numbers, the run's where it has none."""
+    return BatchSection(
+        global_batch=phase.global_batch or batch.global_batch, micro_batch=phase.micro_batch or batch.micro_batch
+    )
+
+
+def _end_step(until: Length, whole: Length, step: int, image: int, global_batch: int, epoch_images: int) -> int:
+    """The step at which `until` is reached, by steps of `global_batch` images that go on from `step` and `image`."""
+    amount, unit = until.amount, until.unit
+    if unit == "percent":
+        amount, unit = amount / 100 * whole.amount, whole.unit
+    if unit == "steps":
+        return round(amount)
+    images = amount * epoch_images if unit == "epochs" else amount
+    return step + math.ceil((images - image) / global_batch)
+
+
+def _with_rate_lengths(phases: tuple[Phase, ...], schedule: ScheduleSection, epoch_images: int) -> Timeline:
+    total, first, last = phases[-1].end_step, phases[0].split.global_batch, phases[-1].split.global_batch
+
+    def steps(length: Length, global_batch: int) -> float:
+        match length.unit:
+            case "steps":
+                return length.amount
+            case "percent":
+                return length.amount / 100 * total
+            case "images":
+                return length.amount / global_batch
+            case "epochs":
+                return length.amount * epoch_images / global_batch
+
+    warmup, cooldown = round(steps(schedule.warmup, first)), round(steps(schedule.cooldown, last))
+    if warmup + cooldown >= total:
+        parts = f"schedule.warmup {warmup}" + (f" with schedule.cooldown {cooldown}" if cooldown else "")
+        together = " together" if cooldown else ""
+        raise ConfigError(f"{parts} leaves nothing of the run's {total} steps: use at most {total - 1}{together}")
+    timescale = steps(schedule.timescale, last) if schedule.timescale is not None else None
+    return Timeline(phases, warmup, cooldown, timescale)

@@ -154,6 +154,8 @@ def _describe(problem: Any) -> str:
 def _fields_at(parents: Iterable[str]) -> Iterable[str]:
     model: type[BaseModel] = Config
     for name in parents:
+        if name.isdecimal():
+            continue  # the place of a section in a list of them
         annotation = model.model_fields[name].annotation
         candidates = [annotation, *get_args(annotation)]
         model = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))

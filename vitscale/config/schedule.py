@@ -1,10 +1,11 @@
-"""The config of a run's course: images a step, length, and how the learning rate moves."""
+"""The config of a run's course: images a step, length, and how learning rate, batch and input size move."""
 
 from typing import Literal, Self
 
 from pydantic import model_validator
 
-from vitscale.config.section import AboveZero, Count, NotNegative, Positive, Section
+from vitscale.config.length import Length, LengthField
+from vitscale.config.section import NotNegative, Positive, Section
 
 
 class BatchSection(Section):
@@ -24,22 +25,51 @@ class BatchSection(Section):
         return self
 
 
-class ScheduleSection(Section):
-    """How long the run is and how the learning rate moves."""
+class PhaseSection(Section):
+    """A part of the run before its end, with another input size or batch; what is left out is as after it."""
 
-    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    until: LengthField
+    """Where in the run the phase ends, such as `80 %`, `80 epochs` or 240000 (steps)."""
+    img_size: Positive | None = None
+    """Input in pixels, such as 168 for /14 or 160 for /16; the position embedding is resized to it on the way."""
+    global_batch: Positive | None = None
+    """Images a step."""
+    micro_batch: Positive | None = None
+    """Images a rank and forward; small images leave room for more."""
+
+
+class ScheduleSection(Section):
+    """How long the run is, how the learning rate moves, and what changes on the way.
+
+    Lengths are steps where they are bare numbers, or texts such as `90 epochs`, `1e9 images` or `3 %`.
+    """
+
+    kind: Literal["cosine", "linear", "rsqrt", "constant"] = "cosine"
     """Shape of the decay after the warm-up."""
-    steps: Positive | None = None
-    """Length in optimizer steps; give this or `epochs`."""
-    epochs: AboveZero | None = None
-    """Length in passes over the training split; give this or `steps`."""
-    warmup_steps: Count = 0
-    """Steps of linear warm-up from 0, part of the length."""
+    length: LengthField
+    """Length of the run."""
+    warmup: LengthField = Length(0, "steps")
+    """Linear warm-up from 0, part of the length."""
+    cooldown: LengthField = Length(0, "steps")
+    """Linear way to 0 at the end of an rsqrt or constant schedule, part of the length."""
+    timescale: LengthField | None = None
+    """Of an rsqrt schedule: the rate is peak / sqrt(1 + t / timescale) at t after the warm-up (Zhai et al. 2022)."""
     final_lr: NotNegative = 0.0
-    """Learning rate that the decay would reach just after the last step."""
+    """Learning rate that a cosine or linear decay would reach just after the last step."""
+    phases: tuple[PhaseSection, ...] = ()
+    """Earlier parts of the run with another input size or batch, in order; the rest runs as model and batch say."""
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
+    def _fitting(self) -> Self:
+        decays = self.kind in ("cosine", "linear")
+        if self.length.unit == "percent" or not self.length.amount:
+            raise ValueError(f"length {self.length}: give steps, images or epochs, more than 0")
+        if decays and self.cooldown.amount:
+            raise ValueError(f"cooldown is for rsqrt and constant, {self.kind} goes down by itself: remove it")
+        if not decays and self.final_lr:
+            raise ValueError(f"final_lr is for cosine and linear: remove it, or use cooldown with {self.kind}")
+        if (self.kind == "rsqrt") != (self.timescale is not None):
+            raise ValueError("give timescale with kind rsqrt, such as timescale: 10000, and with no other")
+        if self.timescale is not None and (self.timescale.unit == "percent" or not self.timescale.amount):
+            raise ValueError(f"timescale {self.timescale}: give steps, images or epochs, more than 0")
         return self

@@ -4,8 +4,9 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from vitscale.config import BatchSection, ScheduleSection, split_batch, total_steps
+from vitscale.config import BatchSection, ScheduleSection, lay_out, split_batch
 from vitscale.errors import ConfigError
 
 batches = st.builds(
@@ -69,25 +70,135 @@ def test_the_message_names_keys_ranks_and_the_mend():
     )
 
 
+def steps_of(length, global_batch=100, epoch_images=1000, **schedule):
+    micro = global_batch if global_batch % 2 == 0 else 2 * global_batch
+    batch = BatchSection(global_batch=micro, micro_batch=micro)
+    return lay_out(ScheduleSection(length=length, **schedule), batch, 1, epoch_images)
+
+
 @given(
     epochs=st.integers(min_value=1, max_value=300),
-    global_batch=st.integers(min_value=1, max_value=65536),
-    train_samples=st.integers(min_value=1, max_value=14_000_000),
+    half_batch=st.integers(min_value=1, max_value=32768),
+    epoch_images=st.integers(min_value=1, max_value=14_000_000),
 )
-def test_epochs_are_covered_by_the_fewest_steps(epochs, global_batch, train_samples):
-    steps = total_steps(ScheduleSection(epochs=epochs), global_batch, train_samples)
-    wanted = Fraction(epochs * train_samples, global_batch)
+def test_epochs_are_covered_by_the_fewest_steps(epochs, half_batch, epoch_images):
+    steps = steps_of(f"{epochs} epochs", 2 * half_batch, epoch_images).total_steps
+    wanted = Fraction(epochs * epoch_images, 2 * half_batch)
     assert steps - 1 < wanted <= steps
 
 
-def test_parts_of_an_epoch_and_steps():
-    assert total_steps(ScheduleSection(epochs=0.5), 100, 1000) == 5
-    assert total_steps(ScheduleSection(epochs=0.001), 100, 1000) == 1
-    assert total_steps(ScheduleSection(steps=7), 100, 1000) == 7
+def test_every_unit_of_a_length():
+    lengths = {
+        7: 7,
+        "7": 7,
+        "7 steps": 7,
+        "1 step": 1,
+        "0.5 epochs": 5,
+        "0.001 epochs": 1,
+        "1e3 images": 10,
+        "1001images": 11,
+    }
+    for length, steps in lengths.items():
+        assert steps_of(length).total_steps == steps, length
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps"), [(7, 7), ("10 %", 5), ("10%", 5), ("3 percent", 2), ("1 epoch", 10), ("300 images", 3), (0, 0)]
+)
+def test_warm_up_and_cool_down_take_every_unit(warmup, steps):
+    timeline = steps_of(50, kind="constant", warmup=warmup, cooldown=warmup)
+    assert (timeline.warmup_steps, timeline.cooldown_steps) == (steps, steps)
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused():
-    assert total_steps(ScheduleSection(steps=10, warmup_steps=9), 1, 1) == 10
+    assert steps_of(10, warmup=9).total_steps == 10
     with pytest.raises(ConfigError) as error:
-        total_steps(ScheduleSection(steps=10, warmup_steps=10), 1, 1)
-    assert str(error.value) == "schedule.warmup_steps 10 leaves nothing of the run's 10 steps: use at most 9"
+        steps_of(10, warmup=10)
+    assert str(error.value) == "schedule.warmup 10 leaves nothing of the run's 10 steps: use at most 9"
+    with pytest.raises(ConfigError, match=r"schedule.warmup 6 with schedule.cooldown 4 leaves nothing"):
+        steps_of(10, kind="constant", warmup=6, cooldown=4)
+
+
+def test_an_rsqrt_timescale_in_images_follows_the_batch():
+    schedule = {"kind": "rsqrt", "timescale": "40960000 images"}
+    assert steps_of(9, 4096, **schedule).timescale_steps == 10_000
+    assert steps_of(9, 32768, **schedule).timescale_steps == 1250
+
+
+@st.composite
+def phased(draw):
+    """A schedule of up to four phases whose ends rise, with batches of their own."""
+    unit = draw(st.sampled_from(["steps", "images", "epochs", "%"]))
+    ends = sorted(draw(st.sets(st.integers(1, 99), max_size=4)))
+    scale = {"steps": 10, "images": 10_000, "epochs": 1, "%": 1}[unit]
+    batches = [draw(st.sampled_from([8, 16, 24])) for _ in ends]
+    phases = [
+        {"until": f"{end * scale} {unit}", "global_batch": batch, "img_size": draw(st.sampled_from([None, 160]))}
+        for end, batch in zip(ends, batches, strict=True)
+    ]
+    length = {
+        "steps": 1000,
+        "images": "1e6 images",
+        "epochs": "100 epochs",
+        "%": draw(st.sampled_from([1000, "1e6 images"])),
+    }
+    return ScheduleSection(length=length[unit], phases=phases)
+
+
+@given(phased())
+def test_phases_join_without_gap_in_steps_and_images(schedule):
+    timeline = lay_out(schedule, BatchSection(global_batch=16, micro_batch=4), 2, epoch_images=10_000)
+    step = image = 0
+    for phase in timeline.phases:
+        assert (phase.first_step, phase.first_image) == (step, image)
+        assert phase.split.world_size * phase.split.micro_batch * phase.split.grad_accum == phase.split.global_batch
+        assert timeline.images_at(step) == image
+        assert timeline.phase_at(step) is phase
+        assert timeline.phase_at(phase.end_step - 1) is phase
+        image += (phase.end_step - step) * phase.split.global_batch
+        step = phase.end_step
+    assert (timeline.total_steps, timeline.total_images) == (step, image)
+    assert len(timeline.phases) == len(schedule.phases) + 1
+    if schedule.length.unit == "images":
+        assert timeline.total_images - 16 < schedule.length.amount <= timeline.total_images
+
+
+def test_phases_out_of_order_and_batches_that_do_not_split_are_refused():
+    with pytest.raises(
+        ConfigError, match=r"phases\[1\].until 50 % is no later than where the phase begins \(step 80\)"
+    ):
+        steps_of(100, phases=[{"until": "80 %"}, {"until": "50 %"}])
+    with pytest.raises(ConfigError, match=r"schedule.phases end at step 100, schedule.length 100 steps at step 100"):
+        steps_of(100, phases=[{"until": "100 %"}])
+    with pytest.raises(ConfigError, match=r"batch.global_batch 70 is not 1 ranks"):
+        steps_of(100, phases=[{"until": "50 %", "global_batch": 70}])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "complaint"),
+    [
+        ({"length": "3 %"}, "length 3 %: give steps, images or epochs, more than 0"),
+        ({"length": 0}, "length 0 steps: give steps"),
+        ({"length": "ten epochs"}, "give a number of steps, or a text such as 90 epochs, 1e9 images or 3 %"),
+        ({"length": "10 hours"}, "give a number of steps, or a text such as"),
+        ({"length": True}, "give a number of steps, or a text such as"),
+        ({"length": -5}, "a length is not negative"),
+        ({"length": 1.5}, "give whole steps"),
+        ({"length": 9, "warmup": "101 %"}, "give at most 100 %"),
+        ({"length": 9, "cooldown": 3}, "cooldown is for rsqrt and constant, cosine goes down by itself"),
+        ({"length": 9, "kind": "constant", "final_lr": 1e-5}, "final_lr is for cosine and linear"),
+        ({"length": 9, "kind": "rsqrt"}, "give timescale with kind rsqrt"),
+        ({"length": 9, "timescale": 10}, "give timescale with kind rsqrt"),
+        ({"length": 9, "kind": "rsqrt", "timescale": "9 %"}, "timescale 9 %: give steps, images or epochs"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(schedule, complaint):
+    with pytest.raises(ValidationError, match=re.escape(complaint)):
+        ScheduleSection(**schedule)
+
+
+def test_a_schedule_written_out_is_the_same_schedule():
+    schedule = ScheduleSection(length="90 epochs", warmup="3 %", phases=[{"until": "1e9 images", "img_size": 160}])
+    plain = schedule.model_dump(mode="json")
+    assert (plain["length"], plain["warmup"], plain["phases"][0]["until"]) == ("90 epochs", "3 %", "1000000000 images")
+    assert ScheduleSection(**plain) == schedule

@@ -69,9 +69,10 @@ def test_later_bases_and_then_the_file_and_then_the_overrides_win(tmp_path):
     write(tmp_path / "parts/first.yaml", changed(run={"seed": 1}, log={"every_steps": 1}, eval={"micro_batch": 1}))
     write(tmp_path / "parts/second.yaml", {"base": "third.yaml", "log": {"every_steps": 2}, "eval": {"micro_batch": 2}})
     write(tmp_path / "parts/third.yaml", {"run": {"seed": 3}, "log": {"every_steps": 3}})
-    own = {"base": ["parts/first.yaml", "parts/second.yaml"], "eval": {"micro_batch": 4}, "schedule": {"steps": 4}}
-    config = load_config(write(tmp_path / "own.yaml", own), ["schedule.steps=5"])
-    assert (config.run.seed, config.log.every_steps, config.eval.micro_batch, config.schedule.steps) == (3, 2, 4, 5)
+    own = {"base": ["parts/first.yaml", "parts/second.yaml"], "eval": {"micro_batch": 4}, "schedule": {"length": 4}}
+    config = load_config(write(tmp_path / "own.yaml", own), ["schedule.length=5"])
+    assert (config.run.seed, config.log.every_steps, config.eval.micro_batch) == (3, 2, 4)
+    assert str(config.schedule.length) == "5 steps"
     assert config.batch.global_batch == 64
 
 
@@ -150,8 +151,9 @@ def test_an_override_that_is_no_yaml_is_refused(config_file, word):
         ("data.val={split: val}", "data.val.path is missing: give it in the file or as data.val.path=VALUE"),
         ("batch=7", "batch: Input should be a valid dictionary or instance of BatchSection (got 7)"),
         ("batch.micro_batch=3", "micro_batch 3 is odd: use an even number, such as 4"),
-        ("schedule.epochs=2", "schedule: give exactly one of steps and epochs"),
-        ("schedule.steps=null", "schedule: give exactly one of steps and epochs"),
+        ("schedule.epochs=2", "unknown key schedule.epochs: "),
+        ("schedule.length=null", "schedule.length: give a number of steps, or a text such as 90 epochs"),
+        ("schedule.phases=[{until: 50 %, px: 1}]", "unknown key schedule.phases.0.px: known keys: until, img_size"),
     ],
 )
 def test_a_wrong_key_or_value_is_told_with_its_place_and_the_mend(config_file, override, told):

@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import pytest
@@ -84,3 +85,45 @@ def test_equals_torchs_schedulers(kind, warmup):
 def test_there_is_no_update_outside_the_run(step):
     with pytest.raises(AssertionError):
         learning_rate(step, kind="cosine", peak_lr=1.0, total_steps=10, warmup_steps=2, final_lr=0.0)
+
+
+def published(step, kind, base, total, warmup, cooldown=0, timescale=10_000, end=0.0):
+    """The curve of big_vision's experiments (Zhai et al. 2022, section 3.5 and its config), written down anew."""
+    progress = min(max((step - warmup) / (total - warmup), 0.0), 1.0)
+    rate = {
+        "linear": end + (base - end) * (1 - progress),
+        "cosine": base * (1 + math.cos(math.pi * progress)) / 2,
+        "rsqrt": base / math.sqrt(1 + max(step - warmup, 0) / timescale),
+        "constant": base,
+    }[kind]
+    rate *= min(1.0, step / warmup) if warmup else 1.0
+    return rate * (min(1.0, (total - step) / cooldown) if cooldown else 1.0)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "rsqrt"])
+def test_equals_the_published_curve_but_for_its_idle_first_step(kind):
+    cooldown = 50_000 if kind == "rsqrt" else 0
+    own = {"timescale_steps": 10_000, "cooldown_steps": cooldown} if kind == "rsqrt" else {}
+    for step in (0, 1, 4_999, 9_998, 9_999, 10_000, 57_123, 249_999, 250_000, 250_001, 299_998):
+        ours = learning_rate(step, kind=kind, peak_lr=8e-4, total_steps=299_999, warmup_steps=9_999, **own)
+        assert ours == pytest.approx(published(step + 1, kind, 8e-4, 300_000, 10_000, cooldown), rel=1e-12)
+
+
+def test_points_of_the_scaling_vit_schedule():
+    # Peak 8e-4, timescale and warm-up 10k, cool-down 50k of 400k steps: the peak, its half after three more timescales,
+    # and the half of 8e-4 / sqrt(1 + 36.5) in the middle of the cool-down.
+    curve = {"kind": "rsqrt", "peak_lr": 8e-4, "total_steps": 400_000, "warmup_steps": 10_000}
+    curve |= {"timescale_steps": 10_000, "cooldown_steps": 50_000}
+    assert learning_rate(10_000, **curve) == 8e-4
+    assert learning_rate(40_000, **curve) == pytest.approx(4e-4, rel=1e-12)
+    assert learning_rate(375_000, **curve) == pytest.approx(8e-4 / math.sqrt(37.5) / 2, rel=1e-12)
+
+
+@given(st.integers(1, 400), st.integers(0, 300), st.integers(1, 99))
+def test_a_cool_down_begun_at_a_checkpoint_continues_the_rsqrt_curve(cooldown, start, timescale):
+    long = {"kind": "rsqrt", "peak_lr": 1e-3, "total_steps": 10_000, "warmup_steps": 5, "timescale_steps": timescale}
+    short = long | {"total_steps": start + cooldown + 6, "cooldown_steps": cooldown}
+    first = short["total_steps"] - cooldown
+    assert learning_rate(first, **short) == learning_rate(first, **long)
+    lrs = [learning_rate(step, **short) / learning_rate(step, **long) for step in range(first, short["total_steps"])]
+    assert lrs == pytest.approx([(cooldown - done) / cooldown for done in range(cooldown)])
