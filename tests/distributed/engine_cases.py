@@ -6,17 +6,18 @@ from pathlib import Path
 import torch
 
 from vitscale.checkpoint import Manifest, rank_file_name, read_fragments, write_fragments
-from vitscale.config import BatchSplit, EngineSection
+from vitscale.config import AverageSection, BatchSplit, EngineSection, OptimSection
 from vitscale.engine import MicroBatch, TrainEngine, create_engine
 from vitscale.losses import classification_loss
 from vitscale.model import VisionTransformer, create_model
-from vitscale.optim import learning_rate, parameter_groups
+from vitscale.optim import build_optimizer, learning_rate
 
 GLOBAL_BATCH, MICRO_BATCH, CLASSES, IMAGE_PX = 24, 4, 7, 16
+ADAMW = OptimSection(peak_lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95))
 
 
-def micro_model() -> VisionTransformer:
-    torch.manual_seed(0)
+def micro_model(seed: int = 0) -> VisionTransformer:
+    torch.manual_seed(seed)
     return create_model(
         "vit_tiny_patch16_224",
         num_classes=CLASSES,
@@ -29,18 +30,27 @@ def micro_model() -> VisionTransformer:
     )
 
 
-def build(kind: str, stage: int, rank: int, world_size: int, precision: str = "fp32") -> TrainEngine:
+def build(
+    kind: str,
+    stage: int,
+    rank: int,
+    world_size: int,
+    precision: str = "fp32",
+    average: AverageSection | None = None,
+    optim: OptimSection = ADAMW,
+) -> TrainEngine:
     model = micro_model()
     split = BatchSplit(GLOBAL_BATCH, MICRO_BATCH, GLOBAL_BATCH // (MICRO_BATCH * world_size), world_size)
     return create_engine(
         model,
-        torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-3, betas=(0.9, 0.95)),
+        build_optimizer(model, optim),
         classification_loss("softmax", 0.1),
         EngineSection(kind=kind, zero_stage=stage, precision=precision, bucket_elements=1000),
         split=split,
         clip_norm=0.5,
         device=torch.device("cpu"),
         rank=rank,
+        average=average,
     )
 
 

@@ -6,6 +6,7 @@ optimizer's moments).
 """
 
 import functools
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from vitscale.checkpoint.manifest import Manifest
 from vitscale.checkpoint.portable import LazyWeights
-from vitscale.engine import MASTER, Fragment
+from vitscale.engine import AVERAGE, MASTER, Fragment
 from vitscale.errors import CheckpointError
+
+log = logging.getLogger(__name__)
 
 
 class _Run(NamedTuple):
@@ -48,15 +51,20 @@ def write_fragments(fragments: Sequence[Fragment], path: Path) -> None:
 def read_fragments(fragments: Sequence[Fragment], directory: Path, manifest: Manifest) -> None:
     """Fill the fragments from a checkpoint that any number of ranks wrote, at any ZeRO stage.
 
-    Only the pieces that overlap the fragments are read.
+    Only the pieces that overlap the fragments are read. Where the checkpoint was saved without the weights' moving
+    average, an average starts as its weights.
 
     Raises:
         CheckpointError: an element is in no file, or the checkpoint is of another model.
     """
     runs = _index_runs(directory, manifest)
+    average = AVERAGE if any(value == AVERAGE for _, value in runs) else MASTER
+    if average == MASTER and any(AVERAGE in fragment.values for fragment in fragments):
+        log.warning("%s holds no moving average of the weights: it starts as the weights", directory)
     for fragment in fragments:
         for key, value in fragment.values.items():
-            _fill(value, fragment.offset, runs[fragment.name, key], f"{fragment.name} ({key})", directory)
+            stored = average if key == AVERAGE else key
+            _fill(value, fragment.offset, runs[fragment.name, stored], f"{fragment.name} ({stored})", directory)
 
 
 def stored_weights(directory: Path, manifest: Manifest, value: str = MASTER) -> LazyWeights:

@@ -1,18 +1,27 @@
 """What the trainer asks of an engine, whatever executes the step."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
-LossFn = Callable[[Tensor | tuple[Tensor, Tensor], Tensor], Tensor]
-"""(what the model gives in training: logits, or those of both heads of a distilled one; labels) -> scalar."""
-MicroBatch = tuple[Tensor, Tensor]
-"""Images [B, C, H, W] (float) and labels [B] (int64) or probabilities [B, classes] (float), on the engine's device."""
+from vitscale.engine.timing import StepTimes
+from vitscale.losses import Targets
+
+LossFn = Callable[[Tensor | tuple[Tensor, Tensor], Tensor | Targets], Tensor]
+"""(what the model gives in training: logits, or those of both heads of a distilled one; targets) -> scalar."""
+MicroBatch = tuple[Tensor, Tensor | Targets]
+"""Images [B, C, H, W] (float), and labels [B] (int64) or `Targets`, on the engine's device."""
+
+Accept = Callable[[float], bool]
+"""Global gradient norm before clipping, the same on every rank -> whether to make the update."""
 
 MASTER = "master"
-"""Key of the fp32 weights among a fragment's values; the other keys are the optimizer's own."""
+"""Key of the fp32 weights among a fragment's values."""
+AVERAGE = "ema"
+"""Key of the weights' moving average; the keys beside the two are the optimizer's own."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,13 @@ class StepResult:
     loss: Tensor
     """Mean loss over this rank's micro-batches, a detached scalar."""
     grad_norm: Tensor | float
-    """Global norm of the averaged gradient before clipping."""
+    """Global norm of the mean gradient before clipping."""
+    skipped: bool
+    """Whether the update was left out: weights, optimizer state, moving average and step count are as before."""
+    times: StepTimes
+    norms: Mapping[str, Tensor] | None
+    """Norms "<grad_norm, update_norm or weight_norm>/<part of the model>" of a measured step, the gradient's before
+    clipping; None where the step was not to be measured, or DeepSpeed left out a gradient that is not finite."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +49,14 @@ class Fragment:
     offset: int
     """First element of the run in the flattened parameter."""
     values: dict[str, Tensor]
-    """Flat fp32 views of equal length, live in the engine: `MASTER` and the optimizer's moments."""
+    """Flat views of equal length, live in the engine, such as `MASTER`, `AVERAGE` and the optimizer's moments."""
     saved_here: bool
     """Whether this rank writes the run to a checkpoint; replicas of it on other ranks do not."""
 
     @property
     def numel(self) -> int:
         """Elements in the run."""
-        return self.values[MASTER].numel()
+        return next(iter(self.values.values())).numel()
 
 
 class TrainEngine(Protocol):
@@ -50,14 +65,40 @@ class TrainEngine(Protocol):
     module: nn.Module
     """The model; under ZeRO-3 its parameters are partitioned."""
 
-    def train_step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
-        """One update from exactly grad_accum micro-batches: mean gradient, clip by global norm, optimizer."""
+    def train_step(
+        self,
+        micro_batches: Iterable[MicroBatch],
+        lr: float,
+        *,
+        accept: Accept | None = None,
+        measure: bool = False,
+    ) -> StepResult:
+        """One update from exactly grad_accum micro-batches: mean gradient, clip by global norm, optimizer.
+
+        Args:
+            micro_batches: images and targets, on the device.
+            lr: of every parameter group, times the group's `lr_scale` where it has one.
+            accept: asked once a step; False leaves the update out. A norm that is not finite is put to it too and
+                left out whatever it says. The host waits for the device to ask.
+            measure: take norms by part of the model.
+        """
+        ...
+
+    def set_grad_accum(self, grad_accum: int) -> None:
+        """Micro-batches a step from now on; between steps only."""
         ...
 
     def predict(self, images: Tensor) -> Tensor:
         """Logits [B, num_classes] in fp32 of images [B, C, H, W], in evaluation mode, without gradients.
 
         Collective under ZeRO-3: every rank calls it equally often.
+        """
+        ...
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Have `predict` use the weights' moving average while the block runs; no step may be made in it.
+
+        Collective. What the engine held before is bitwise there afterwards.
         """
         ...
 

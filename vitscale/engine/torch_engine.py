@@ -1,15 +1,20 @@
 """The plain torch engine: what a step means, in the fewest words. The oracle for DeepSpeed's."""
 
-import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vitscale.engine.adam_state import ensure_adam_state, read_adam_steps, write_adam_steps
+from vitscale.config import AverageSection
+from vitscale.engine.averaging import WeightAverage
+from vitscale.engine.optimizer_state import fragments_of, write_optimizer_steps
 from vitscale.engine.precision import Precision
-from vitscale.engine.protocol import MASTER, Fragment, LossFn, MicroBatch, StepResult
+from vitscale.engine.protocol import AVERAGE, Accept, Fragment, LossFn, MicroBatch, StepResult
+from vitscale.engine.timing import StepClock
+from vitscale.engine.update import GuardedUpdate, set_learning_rate
+from vitscale.optim import whole_parameters
 
 
 class TorchEngine:
@@ -27,6 +32,7 @@ class TorchEngine:
         device: torch.device,
         rank: int,
         world_size: int,
+        average: AverageSection | None = None,
     ) -> None:
         """Wrap a model that already lies on `device` and an optimizer over its parameters."""
         self.module = module
@@ -35,35 +41,75 @@ class TorchEngine:
         self._grad_accum = grad_accum
         self._clip_norm = clip_norm
         self._autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        self._device = device
         self._rank = rank
         self._world_size = world_size
+        self._flats = whole_parameters(module.named_parameters())
+        self._average = WeightAverage(average, self._flats) if average is not None else None
+        self._grad_norm = torch.zeros((), device=device)
+        self._update = GuardedUpdate(
+            optimizer,
+            self._flats,
+            grad_norm=lambda: self._grad_norm,
+            clip_norm=clip_norm,
+            group=None,
+            device=device,
+            average=self._average,
+        )
         self._replicated: nn.Module = module
         if world_size > 1:
-            self._replicated = DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
+            # Views into the buckets save a copy of all gradients; nothing in our models has buffers that change.
+            self._replicated = DistributedDataParallel(
+                module,
+                device_ids=[device] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
 
-    def train_step(self, micro_batches: Iterable[MicroBatch], lr: float) -> StepResult:
+    def train_step(
+        self,
+        micro_batches: Iterable[MicroBatch],
+        lr: float,
+        *,
+        accept: Accept | None = None,
+        measure: bool = False,
+    ) -> StepResult:
         """See `TrainEngine`."""
         self._replicated.train()
-        total = torch.zeros(())
+        set_learning_rate(self._optimizer, lr)
+        clock = StepClock(self._device)
+        total = torch.zeros((), device=self._device)
         count = 0
-        for images, labels in micro_batches:
+        for images, targets in micro_batches:
             count += 1
-            last = count == self._grad_accum
-            unsynced = isinstance(self._replicated, DistributedDataParallel) and not last
-            with self._replicated.no_sync() if unsynced else contextlib.nullcontext():  # type: ignore[operator]
-                with self._autocast:
-                    logits = self._replicated(images)
-                loss = self._loss_fn(logits, labels) / self._grad_accum
-                loss.backward()  # type: ignore[no-untyped-call]
-            total = total.to(loss.device) + loss.detach()
+            unsynced = isinstance(self._replicated, DistributedDataParallel) and count < self._grad_accum
+            with self._replicated.no_sync() if unsynced else nullcontext():  # type: ignore[operator]
+                with clock.phase("forward"):
+                    with self._autocast:
+                        logits = self._replicated(images)
+                    loss = self._loss_fn(logits, targets) / self._grad_accum
+                with clock.phase("backward"):
+                    loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
         assert count == self._grad_accum, f"{count} micro-batches for an accumulation of {self._grad_accum}"
-        max_norm = self._clip_norm if self._clip_norm is not None else float("inf")
-        grad_norm = nn.utils.clip_grad_norm_(self.module.parameters(), max_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
+        with clock.phase("optimizer"):
+            skipped, norms = self._step(accept, measure)
+        return StepResult(total, self._grad_norm, skipped, clock.times(), norms)
+
+    def _step(self, accept: Accept | None, measure: bool) -> tuple[bool, dict[str, Tensor] | None]:
+        parameters = [flat.tensor for flat in self._flats]
+        self._grad_norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        if self._clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self._clip_norm, self._grad_norm)
+        self._update.begin(accept, measure)
         self._optimizer.step()
+        outcome = self._update.end()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(total, grad_norm)
+        return outcome
+
+    def set_grad_accum(self, grad_accum: int) -> None:
+        """See `TrainEngine`."""
+        self._grad_accum = grad_accum
 
     def predict(self, images: Tensor) -> Tensor:
         """See `TrainEngine`."""
@@ -72,19 +118,30 @@ class TorchEngine:
             logits: Tensor = self.module(images)
         return logits.float()
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """See `TrainEngine`."""
+        assert self._average is not None, "the engine was made without a moving average"
+        with self._average.exchanged():
+            yield
+
     def fragments(self) -> list[Fragment]:
         """See `TrainEngine`. Every rank holds all parameters; they take turns in writing them."""
-        found = []
-        for index, (name, parameter) in enumerate(self.module.named_parameters()):
-            state = ensure_adam_state(self._optimizer, parameter)
-            values = {MASTER: parameter.detach().view(-1)} | {key: value.view(-1) for key, value in state.items()}
-            found.append(Fragment(name, 0, values, saved_here=index % self._world_size == self._rank))
-        return found
+        average = self._average
+        return fragments_of(
+            self._flats,
+            self._optimizer,
+            rank=self._rank,
+            world_size=self._world_size,
+            replicated=True,
+            further=None if average is None else lambda tensor: {AVERAGE: average.of(tensor)},
+        )
 
     def optimizer_steps(self) -> int:
         """See `TrainEngine`."""
-        return read_adam_steps(self._optimizer)
+        return self._update.count
 
     def state_loaded(self, optimizer_steps: int) -> None:
         """See `TrainEngine`."""
-        write_adam_steps(self._optimizer, optimizer_steps)
+        self._update.count = optimizer_steps
+        write_optimizer_steps(self._optimizer, optimizer_steps)
