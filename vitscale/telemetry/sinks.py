@@ -1,22 +1,14 @@
-"""Where metrics go: metrics.jsonl, TensorBoard and the console. Only rank 0 has sinks."""
+"""Where metrics go: metrics.jsonl and the console; TensorBoard's sink is in `board`. Only rank 0 has sinks."""
 
 import json
 import logging
 import math
-import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams.summary_v2 import hparams_pb
-from tensorboard.plugins.text.metadata import create_summary_metadata
-from tensorboard.summary.writer.record_writer import RecordWriter
-from tensorboard.util.tensor_util import make_tensor_proto
 from tqdm import tqdm
 
 from vitscale.telemetry import tags
@@ -29,6 +21,9 @@ class Sink(Protocol):
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record the metrics of a step."""
+
+    def images(self, step: int, tag: str, png: bytes) -> None:
+        """Record a picture of a step, as a PNG file; a sink without a place for pictures does nothing."""
 
     def flush(self) -> None:
         """Hand over to the operating system what is pending."""
@@ -47,6 +42,10 @@ class MetricWriter:
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Record the metrics of a step in every sink."""
         self._each(lambda sink: sink.write(step, scalars))
+
+    def images(self, step: int, tag: str, png: bytes) -> None:
+        """Record a picture of a step in every sink that has a place for it."""
+        self._each(lambda sink: sink.images(step, tag, png))
 
     def flush(self) -> None:
         """Flush every sink."""
@@ -80,6 +79,9 @@ class JsonlSink:
         values = {tag: value if math.isfinite(value) else None for tag, value in scalars.items()}
         self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
+    def images(self, step: int, tag: str, png: bytes) -> None:
+        """See `Sink`: nothing."""
+
     def flush(self) -> None:
         """See `Sink`."""
         self._file.flush()
@@ -87,63 +89,6 @@ class JsonlSink:
     def close(self) -> None:
         """See `Sink`."""
         self._file.close()
-
-
-class TensorBoardSink:
-    """An event file for TensorBoard, one for each start of a run.
-
-    It is opened with the first metrics, so that a directory that cannot be written fails in `write`, as any
-    sink may. Every record is on its way to the disk when `write` returns: a kill loses none.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        """Name the directory of the event files; it need not exist yet."""
-        self._directory = directory
-        self._pending: list[Summary] = []
-        self._file: RecordWriter | None = None
-
-    def hparams(self, values: Mapping[str, bool | float | int | str]) -> None:
-        """Hyperparameters of the run, for TensorBoard's HParams tab; written with the next metrics."""
-        self._pending.append(hparams_pb(dict(values)))
-
-    def text(self, tag: str, markdown: str) -> None:
-        """A text for TensorBoard's Text tab; written with the next metrics."""
-        metadata = create_summary_metadata(display_name="", description="")
-        value = Summary.Value(tag=tag, metadata=metadata, tensor=make_tensor_proto(markdown))
-        self._pending.append(Summary(value=[value]))
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Append the metrics of a step."""
-        if self._file is None:
-            self._file = self._open()
-            self._append(self._file, Event(file_version="brain.Event:2"))
-        for summary in self._pending:
-            self._append(self._file, Event(summary=summary))
-        self._pending.clear()
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        self._append(self._file, Event(step=step, summary=Summary(value=values)))
-        self._file.flush()
-
-    def flush(self) -> None:
-        """See `Sink`."""
-        if self._file is not None:
-            self._file.flush()
-
-    def close(self) -> None:
-        """See `Sink`."""
-        if self._file is not None:
-            self._file.close()
-
-    def _open(self) -> RecordWriter:
-        self._directory.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a directory in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        return RecordWriter((self._directory / name).open("xb"))
-
-    @staticmethod
-    def _append(file: RecordWriter, event: Event) -> None:
-        event.wall_time = time.time()
-        file.write(event.SerializeToString())
 
 
 # What the console shows of a record, in this order.
@@ -155,6 +100,7 @@ _CONSOLE_FORMATS = {
     tags.VAL_LOSS: "val loss {:.4f}",
     tags.VAL_TOP1: "val top1 {:.1%}",
     tags.VAL_TOP5: "val top5 {:.1%}",
+    tags.VAL_AVERAGE_TOP1: "average's top1 {:.1%}",
 }
 
 
@@ -186,6 +132,9 @@ class ConsoleSink:
             self._bar.update(step - self._bar.n)
         else:
             self._bar.write(f"step {step}/{self._total_steps}  {shown}", file=sys.stderr)
+
+    def images(self, step: int, tag: str, png: bytes) -> None:
+        """See `Sink`: nothing."""
 
     def flush(self) -> None:
         """See `Sink`."""

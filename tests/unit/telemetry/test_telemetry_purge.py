@@ -1,11 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vitscale.telemetry import JsonlSink, TensorBoardSink, purge_after, purge_jsonl
+from vitscale.telemetry import STORY, JsonlSink, TensorBoardSink, draw_similarity, purge_after, purge_jsonl
 
 
 def record(run_dir, steps):
@@ -54,6 +55,25 @@ def test_hparams_and_texts_survive(tmp_path):
     assert board.Tags()["scalars"] == []
     assert [e.tensor_proto.string_val for e in board.Tensors("config")] == [[b"seed: 3"]]
     assert list(board.PluginTagToContent("hparams")) == ["_hparams_/session_start_info"]
+
+
+def test_pictures_are_purged_with_their_step_and_the_layout_stays(tmp_path):
+    png = draw_similarity(np.ones((1, 1, 4), dtype=np.float32))
+    for steps in ([2, 4, 6], [6, 8]):
+        board = TensorBoardSink(tmp_path / "tensorboard")
+        board.layout(STORY)
+        for step in steps:
+            board.write(step, {"val/top1": step / 8})
+            board.images(step, "pictures/predictions", png)
+        board.close()
+        purge_after(tmp_path, 4 if steps[0] == 2 else 6)
+    scalars, board = read_board(tmp_path, "val/top1")
+    assert [step for step, _ in scalars] == [2, 4, 6]
+    assert [e.step for e in board.Tensors("pictures/predictions")] == [2, 4, 6]
+    assert {e.tensor_proto.string_val[2] for e in board.Tensors("pictures/predictions")} == {png}
+    layouts = [e.tensor_proto.string_val[0] for e in board.Tensors("custom_scalars__config__")]
+    assert len(layouts) == 2
+    assert len(set(layouts)) == 1
 
 
 def test_files_with_nothing_beyond_the_step_are_not_rewritten(tmp_path):

@@ -5,17 +5,9 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from vitscale.telemetry import ConsoleSink, JsonlSink, MetricWriter, TensorBoardSink, tags
 from vitscale.telemetry.sinks import format_duration
-
-
-def read_board(directory):
-    board = EventAccumulator(str(directory), size_guidance={"scalars": 0, "tensors": 0})
-    board.Reload()
-    return board
 
 
 def test_jsonl_holds_a_line_a_record_at_once_and_is_appended_to(tmp_path):
@@ -45,52 +37,6 @@ def test_jsonl_is_strict_json_when_a_value_is_not_finite(tmp_path):
     assert (record["a"], record["b"], record["c"]) == (None, None, 1.0)
 
 
-def test_tensorboard_reads_what_was_written_before_the_file_is_closed(tmp_path):
-    sink = TensorBoardSink(tmp_path / "board")
-    sink.write(10, {"train/loss": 2.5, "train/lr": 0.125})
-    sink.write(20, {"train/loss": 1.5})
-    board = read_board(tmp_path / "board")
-    assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(10, 2.5), (20, 1.5)]
-    assert [(e.step, e.value) for e in board.Scalars("train/lr")] == [(10, 0.125)]
-    sink.close()
-
-
-def test_tensorboard_reads_the_files_of_two_starts_as_one_run(tmp_path):
-    for step in (1, 2):
-        sink = TensorBoardSink(tmp_path)
-        sink.write(step, {"train/loss": float(step)})
-        sink.close()
-    assert len(list(tmp_path.iterdir())) == 2
-    assert [(e.step, e.value) for e in read_board(tmp_path).Scalars("train/loss")] == [(1, 1.0), (2, 2.0)]
-
-
-def test_tensorboard_finds_hparams_and_texts(tmp_path):
-    sink = TensorBoardSink(tmp_path)
-    sink.hparams({"peak_lr": 0.5, "model": "vit_huge_patch14_224", "zero_stage": 2})
-    sink.text("config", "*model*: huge")
-    sink.write(1, {"train/loss": 1.0})
-    sink.text("later", "second")
-    sink.write(2, {"train/loss": 1.0})
-    sink.close()
-    board = read_board(tmp_path)
-    assert [e.tensor_proto.string_val for e in board.Tensors("config")] == [[b"*model*: huge"]]
-    assert [e.tensor_proto.string_val for e in board.Tensors("later")] == [[b"second"]]
-    assert board.SummaryMetadata("config").plugin_data.plugin_name == "text"
-    (content,) = board.PluginTagToContent("hparams").values()
-    hparams = HParamsPluginData.FromString(content).session_start_info.hparams
-    assert hparams["peak_lr"].number_value == 0.5
-    assert hparams["model"].string_value == "vit_huge_patch14_224"
-    assert hparams["zero_stage"].number_value == 2
-
-
-def test_tensorboard_sink_without_metrics_writes_nothing(tmp_path):
-    sink = TensorBoardSink(tmp_path / "board")
-    sink.hparams({"seed": 0})
-    sink.flush()
-    sink.close()
-    assert not (tmp_path / "board").exists()
-
-
 def test_an_unwritable_tensorboard_directory_is_told_once_and_the_others_go_on(tmp_path, caplog):
     (tmp_path / "board").write_text("a file where the directory should be")
     writer = MetricWriter([TensorBoardSink(tmp_path / "board"), JsonlSink(tmp_path / "metrics.jsonl")])
@@ -118,6 +64,9 @@ def test_writer_flushes_and_closes_every_sink(tmp_path):
         def write(self, step, scalars):
             self.calls.append((step, scalars))
 
+        def images(self, step, tag, png):
+            self.calls.append((step, tag, png))
+
         def flush(self):
             self.calls.append("flush")
 
@@ -127,10 +76,11 @@ def test_writer_flushes_and_closes_every_sink(tmp_path):
     sinks = [Recorder(), Recorder()]
     writer = MetricWriter(sinks)
     writer.write(7, {"val/top1": 0.5})
+    writer.images(7, "pictures/a", b"png")
     writer.flush()
     writer.close()
     for sink in sinks:
-        assert sink.calls == [(7, {"val/top1": 0.5}), "flush", "close"]
+        assert sink.calls == [(7, {"val/top1": 0.5}), (7, "pictures/a", b"png"), "flush", "close"]
 
 
 def test_console_prints_a_plain_line_a_record_into_a_log(capsys, monkeypatch):
@@ -146,6 +96,14 @@ def test_console_prints_a_plain_line_a_record_into_a_log(capsys, monkeypatch):
         "step 120/1000  loss 2.3100  lr 1.0e-03  images/s 512  eta 14m40s",
         "step 1000/1000  mfu 41.5%  val loss 1.2500  val top1 50.0%  val top5 87.5%",
     ]
+
+
+def test_pictures_leave_the_log_and_the_metrics_as_they_are(tmp_path, capsys):
+    sinks = [JsonlSink(tmp_path / "metrics.jsonl"), ConsoleSink(total_steps=10, start_step=0)]
+    for sink in sinks:
+        sink.images(5, "pictures/a", b"png")
+        sink.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == capsys.readouterr().err == ""
 
 
 def test_console_shows_a_bar_on_a_terminal(monkeypatch):
