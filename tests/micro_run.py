@@ -42,7 +42,7 @@ def micro_tree(dataset: Path, run_dir: Path) -> dict:
         },
         "batch": {"global_batch": 8, "micro_batch": 2},
         "optim": {"peak_lr": 3e-3},
-        "schedule": {"steps": 12, "warmup_steps": 2},
+        "schedule": {"length": 12, "warmup": 2},
         "engine": {"zero_stage": 2, "precision": "fp32", "activation_checkpointing": "full"},
         "checkpoint": {"every_steps": 5},
         "eval": {"micro_batch": 7},

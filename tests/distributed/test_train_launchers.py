@@ -19,7 +19,7 @@ DEEPSPEED = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(fre
 ALONE = [sys.executable, "-m", "vitscale"]
 FORWARDED = [sys.executable, "launch/forward_signals.py", *TORCHRUN]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
-ENDLESS = ["schedule.steps=1000000", "checkpoint.every_steps=1000000"]
+ENDLESS = ["schedule.length=1000000", "checkpoint.every_steps=1000000"]
 
 
 def steps(run_dir: Path) -> list[int]:

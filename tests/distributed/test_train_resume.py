@@ -53,7 +53,7 @@ def _run_with(rank, world_size, path, overrides, options):
     ("world_size", "stage", "number"), [(2, 2, signal.SIGTERM), (2, 3, signal.SIGINT), (1, 1, signal.SIGUSR2)]
 )
 def test_a_stopped_run_goes_on_bitwise(micro_config, digits_dataset, tmp_path, world_size, stage, number):
-    fixed = [f"engine.zero_stage={stage}", "schedule.steps=40", "checkpoint.every_steps=100"]
+    fixed = [f"engine.zero_stage={stage}", "schedule.length=40", "checkpoint.every_steps=100"]
     if stage == 1:  # all that data can be made of, beside the plain stream of the others
         sources = (
             f"{{path: {digits_dataset}, split: {split}, weight: {w}}}" for split, w in (("train", 3), ("val", 1))
@@ -108,7 +108,7 @@ def test_every_sample_is_seen_once_an_epoch_at_any_world_size(micro_config, tmp_
     by_world = {}
     for world_size in (1, 2):
         run_dir = tmp_path / f"world{world_size}"
-        run(world_size, micro_config, f"run.dir={run_dir}", "schedule.steps=24")
+        run(world_size, micro_config, f"run.dir={run_dir}", "schedule.length=24")
         by_world[world_size] = {step: sorted(keys) for step, keys in read_ledger(run_dir).items()}
     assert by_world[1] == by_world[2]
     seen = [key for step in sorted(by_world[1]) for key in by_world[1][step]]
@@ -145,26 +145,26 @@ def refused(world_size, path, error, *overrides):
 
 
 def test_a_changed_config_is_refused_with_the_keys(micro_config):
-    run(1, micro_config, "schedule.steps=3")
-    text = refused(2, micro_config, RunDirectoryError, "schedule.steps=3", "optim.peak_lr=1e-4")
+    run(1, micro_config, "schedule.length=3")
+    text = refused(2, micro_config, RunDirectoryError, "schedule.length=3", "optim.peak_lr=1e-4")
     assert "optim.peak_lr" in text
     assert "--allow-change optim.peak_lr" in text
 
 
 def test_a_key_that_is_newer_than_the_run_has_its_default(micro_config, tmp_path):
-    run(1, micro_config, "schedule.steps=3")
+    run(1, micro_config, "schedule.length=3")
     recorded = tmp_path / "run" / "config.yaml"
     tree = yaml.safe_load(recorded.read_text())
     del tree["init"]["pos_embed"], tree["model"]["weight_init"]
     recorded.write_text(yaml.safe_dump(tree))
-    assert run(1, micro_config, "schedule.steps=3") == [ExitStatus.FINISHED]
+    assert run(1, micro_config, "schedule.length=3") == [ExitStatus.FINISHED]
 
 
 def test_no_valid_checkpoint_is_no_reason_to_start_over(micro_config, tmp_path):
-    run(1, micro_config, "schedule.steps=3")
+    run(1, micro_config, "schedule.length=3")
     for tag in (tmp_path / "run" / "checkpoints").iterdir():
         os.truncate(tag / "rank-00000.safetensors", 100)
-    text = refused(2, micro_config, CheckpointError, "schedule.steps=3")
+    text = refused(2, micro_config, CheckpointError, "schedule.length=3")
     assert "none of 1 checkpoints is valid" in text
     assert json.loads((tmp_path / "run" / "exit.json").read_text())["status"] == 2
 
@@ -179,7 +179,7 @@ def test_a_diverged_run_stops_before_it_saves(micro_config, tmp_path):
 
 
 def test_a_disk_that_is_full_ends_the_run_with_the_old_tags_intact(micro_config, tmp_path):
-    run(1, micro_config, "schedule.steps=5")
+    run(1, micro_config, "schedule.length=5")
     outcomes = run_distributed_test(_fill_the_disk, 2, micro_config, init=False)
     assert all("No space left on device" in text and "older checkpoints are intact" in text for text in outcomes)
     assert [tag.name for tag in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000005"]
@@ -193,5 +193,5 @@ def _fill_the_disk(rank, world_size, path):
 
     saving.write_fragments = full  # a real full disk needs a mount of its own; the error is the same
     with pytest.raises(CheckpointError) as caught:
-        _train(rank, world_size, path, [], allow_change=["schedule.steps"])
+        _train(rank, world_size, path, [], allow_change=["schedule.length"])
     return str(caught.value)

@@ -24,7 +24,7 @@ model:
 data: {{train: {{path: shards, split: train}}, lanes: 4, block: 1, workers: 0}}
 batch: {{global_batch: 8, micro_batch: 2}}
 optim: {{peak_lr: 1e-3}}
-schedule: {{steps: {STEPS}, warmup_steps: 5}}
+schedule: {{length: {STEPS}, warmup: 5}}
 engine: {{zero_stage: 2, precision: fp32}}
 log: {{every_steps: 1}}
 """

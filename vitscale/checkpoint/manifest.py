@@ -38,6 +38,8 @@ class Manifest(BaseModel):
     """Updates that Adam's bias correction counts."""
     cursor: dict[str, Any]
     """Position in the data order."""
+    course: dict[str, Any] = {}
+    """What the trainer knows of the run's course: detours in the data, and what its guard has seen."""
     config: dict[str, Any]
     """The resolved config."""
     model: dict[str, Any]

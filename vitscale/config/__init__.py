@@ -8,36 +8,46 @@ from vitscale.config.augment import (
     MixSection,
     RandAugmentSection,
 )
+from vitscale.config.average import AverageSection
 from vitscale.config.data import DataSection, SourceSection, SplitSection, StreamSection
-from vitscale.config.derive import BatchSplit, split_batch, total_steps
+from vitscale.config.derive import BatchSplit, Phase, Timeline, lay_out, split_batch
 from vitscale.config.engine import EngineSection
+from vitscale.config.guard import GuardSection
+from vitscale.config.length import Length
 from vitscale.config.load import differing_keys, load_config, merge_trees, parse_config
-from vitscale.config.loss import LossSection
+from vitscale.config.loss import DistillSection, LossSection
 from vitscale.config.model import InitSection, ModelSection
 from vitscale.config.optim import OptimSection
 from vitscale.config.remote import RemoteSection
-from vitscale.config.reporting import EvalSection, LogSection
-from vitscale.config.schedule import BatchSection, ScheduleSection
+from vitscale.config.reporting import EvalSection, LogSection, ProfileSection
+from vitscale.config.schedule import BatchSection, PhaseSection, ScheduleSection
 from vitscale.config.schema import CheckpointSection, Config, RunSection
 
 __all__ = [
     "AugmentSection",
+    "AverageSection",
     "BatchSection",
     "BatchSplit",
     "BlurSection",
     "CheckpointSection",
     "Config",
     "DataSection",
+    "DistillSection",
     "EngineSection",
     "ErasingSection",
     "EvalSection",
+    "GuardSection",
     "InitSection",
     "JitterSection",
+    "Length",
     "LogSection",
     "LossSection",
     "MixSection",
     "ModelSection",
     "OptimSection",
+    "Phase",
+    "PhaseSection",
+    "ProfileSection",
     "RandAugmentSection",
     "RemoteSection",
     "RunSection",
@@ -45,10 +55,11 @@ __all__ = [
     "SourceSection",
     "SplitSection",
     "StreamSection",
+    "Timeline",
     "differing_keys",
+    "lay_out",
     "load_config",
     "merge_trees",
     "parse_config",
     "split_batch",
-    "total_steps",
 ]

@@ -57,6 +57,12 @@ class ModelSection(Section):
     """Dropout after the position embedding, the attention projection and inside the MLP."""
     drop_path_rate: Rate = 0.0
     """Stochastic depth of the last block; the rate grows linearly from 0 at the first."""
+    drop_path_mode: Literal["mask", "subset"] = "mask"
+    """Whether samples that pass a block's branch by are computed and multiplied by 0 (mask), or left out, which saves
+    their work (subset): then a fixed share of each micro-batch, in whole samples and at least one, takes the branch."""
+    head_multiple: Positive = 1
+    """The head's matrix product is padded to a multiple of this many classes, as GPUs want it: 64 makes 21,888 of
+    21,843. Weights, checkpoints, logits and exports do not change."""
     weight_init: Literal["jax", "jax_nlhb", "trunc_normal"] = "jax"
     """How fresh weights are drawn: as the ViT paper's code, the same with a head bias of -log(classes), or the
     truncated normal of DeiT."""

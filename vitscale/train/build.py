@@ -1,25 +1,29 @@
 """From a config to the parts of a run: datasets, batch split, model, loss, engine, loaders."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from vitscale.checkpoint import READERS, PortableModel, adapt_to, check_trunk, load_into, read_portable
-from vitscale.config import BatchSplit, Config, SplitSection, split_batch, total_steps
+from vitscale.config import BatchSplit, Config, Phase, SplitSection, Timeline, lay_out
 from vitscale.data.augment import Augmentation
+from vitscale.data.labels import build_hierarchy
 from vitscale.data.loader import TrainLoader
 from vitscale.data.mixture import Mixture, Samples
 from vitscale.data.recipes import MixtureRecipe
 from vitscale.data.split import SplitIndex, open_split
 from vitscale.data.stream import Stream, StreamRecipe
-from vitscale.engine import TrainEngine, create_engine, render_deepspeed_config, resolve_precision
+from vitscale.engine import TrainEngine, check_engine, check_execution, create_engine, resolve_precision
 from vitscale.errors import ConfigError
-from vitscale.losses import SIGMOID_HEAD_BIAS, classification_loss
-from vitscale.model import Variant, VisionTransformer, create_model, resolve_variant
-from vitscale.optim import build_optimizer
+from vitscale.losses import SIGMOID_HEAD_BIAS, Loss, classification_loss
+from vitscale.model import Execution, Variant, VisionTransformer, create_model, executed_train_flops, resolve_variant
+from vitscale.optim import build_optimizer, check_fused
 from vitscale.ranks import Ranks
+from vitscale.telemetry import check_second_sink
+from vitscale.train.teacher import read_teacher
 
 log = logging.getLogger(__name__)
 
@@ -31,12 +35,25 @@ class Blueprint:
     config: Config
     source: Mixture | Stream
     val_index: SplitIndex | None
-    split: BatchSplit
-    total_steps: int
+    timeline: Timeline
     variant: Variant
 
+    @property
+    def total_steps(self) -> int:
+        """Length of the run."""
+        return self.timeline.total_steps
 
-def draw_blueprint(config: Config, world_size: int, device: torch.device, check_files: bool = True) -> Blueprint:
+    @property
+    def split(self) -> BatchSplit:
+        """How the batch of the run's last phase, the one that the config gives, falls on ranks and micro-steps."""
+        return self.timeline.phases[-1].split
+
+    def phase_variant(self, phase: Phase) -> Variant:
+        """The architecture at a phase's input size."""
+        return self.variant if phase.img_size is None else replace(self.variant, img_size=phase.img_size)
+
+
+def draw_blueprint(config: Config, ranks: Ranks, check_files: bool = True) -> Blueprint:
     """Check all that can be wrong with a run before it starts, without building the model.
 
     Index and shards are looked at where `check_files` says so: one rank is enough.
@@ -44,13 +61,21 @@ def draw_blueprint(config: Config, world_size: int, device: torch.device, check_
     Raises:
         ConfigError, ShardError, CheckpointError: one line each, with the mend.
     """
-    split = split_batch(config.batch, world_size)
     variant = _resolve(config)
     _check_images(variant)
-    render_deepspeed_config(
-        config.engine, split, config.optim.clip_norm, resolve_precision(config.engine.precision, device)
+    check_second_sink(config.log.second_sink)
+    precision = resolve_precision(config.engine.precision, ranks.device)
+    check_engine(
+        config.engine,
+        world_size=ranks.world_size,
+        precision=precision,
+        device_type=ranks.device.type,
+        local_world_size=ranks.local_world_size,
     )
+    check_execution(config.engine, precision, ranks.device, variant.head_dim)
+    check_fused(config.optim, ranks.device)
     source, val_index = open_data(config, check_files)
+    timeline = lay_out(config.schedule, config.batch, ranks.world_size, source.epoch_images)
     classes = source.classes
     if len(classes) != variant.num_classes:
         raise ConfigError(
@@ -59,8 +84,13 @@ def draw_blueprint(config: Config, world_size: int, device: torch.device, check_
         )
     if config.init.path is not None:
         _check_init(config, variant)
-    steps = total_steps(config.schedule, split.global_batch, source.epoch_images)
-    return Blueprint(config, source, val_index, split, steps, variant)
+    build_loss(config, classes)  # refuses classes without a hierarchy where the loss needs one
+    if config.loss.distill is not None:
+        read_teacher(config.loss.distill, classes)
+    blueprint = Blueprint(config, source, val_index, timeline, variant)
+    for phase in timeline.phases:
+        blueprint.phase_variant(phase)  # refuses an input of no whole number of patches
+    return blueprint
 
 
 def open_data(config: Config, check_files: bool = True) -> tuple[Mixture | Stream, SplitIndex | None]:
@@ -94,16 +124,18 @@ def open_data(config: Config, check_files: bool = True) -> tuple[Mixture | Strea
     return Mixture(Samples(indexes), data.weights, config.run.seed, data.lanes, data.block, repeats), val_index
 
 
-def open_loader(blueprint: Blueprint, augmentation: Augmentation, rank: int, start_position: int) -> TrainLoader:
+def open_loader(
+    blueprint: Blueprint, augmentation: Augmentation, split: BatchSplit, rank: int, start_position: int
+) -> TrainLoader:
     """This rank's training micro-batches from a position on."""
     source, config = blueprint.source, blueprint.config.data
-    shared = (config, augmentation, blueprint.split, rank, start_position)
+    shared = (config, augmentation, split, rank, start_position)
     return TrainLoader(MixtureRecipe(*shared, source) if isinstance(source, Mixture) else StreamRecipe(*shared, source))
 
 
-def build_augmentation(blueprint: Blueprint) -> Augmentation:
-    """What happens to the training images after the crop."""
-    data, img_size = blueprint.config.data, blueprint.variant.image_px[0]
+def build_augmentation(blueprint: Blueprint, phase: Phase) -> Augmentation:
+    """What happens to a phase's training images after the crop."""
+    data, img_size = blueprint.config.data, blueprint.phase_variant(phase).image_px[0]
     return Augmentation(data.augment, blueprint.config.run.seed, img_size, data.flip, data.mean, data.std)
 
 
@@ -114,21 +146,53 @@ def build_engine(blueprint: Blueprint, ranks: Ranks) -> tuple[TrainEngine, dict[
     model = build_model(config)
     if config.init.path is not None:
         load_initial_weights(model, read_portable(config.init.path), config)
-    model.activation_checkpointing = config.engine.activation_checkpointing == "full"
     model.to(ranks.device)
     # Taken here: under ZeRO stage 3 the engine leaves nothing of a parameter's shape.
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     engine = create_engine(
         model,
         build_optimizer(model, config.optim),
-        classification_loss(config.loss.kind, config.loss.label_smoothing),
+        build_loss(config, blueprint.source.classes),
         config.engine,
         split=blueprint.split,
         clip_norm=config.optim.clip_norm,
         device=ranks.device,
         rank=ranks.rank,
+        average=config.average,
     )
     return engine, shapes
+
+
+def build_loss(config: Config, classes: Sequence[str]) -> Loss:
+    """The training loss; `classes` are the wnids in label order.
+
+    Raises:
+        ConfigError: the semantic loss is asked for, and WordNet does not know the classes or has none above another.
+    """
+    line = None
+    if config.loss.kind == "semantic":
+        try:
+            line = build_hierarchy(classes).line
+        except ConfigError as error:
+            raise ConfigError(f"loss.kind=semantic needs a hierarchy: {error}; or use loss.kind=softmax") from None
+    kind, distill = config.loss.kind, config.loss.distill
+    return classification_loss(kind, config.loss.label_smoothing, line=line, distill=distill)
+
+
+def executed_flops(config: Config, variant: Variant, micro_batch: int) -> float | None:
+    """FLOPs that training executes for an image; None where the compiler chooses what is computed again."""
+    engine, model = config.engine, config.model
+    if engine.activation_checkpointing == "budget":
+        return None
+    flops = executed_train_flops(
+        variant,
+        micro_batch,
+        execution=Execution(recompute=engine.activation_checkpointing, every=engine.checkpoint_every or 1),
+        drop_rate=model.drop_rate,
+        drop_path_rate=model.drop_path_rate,
+        drop_path_mode=model.drop_path_mode,
+    )
+    return flops / micro_batch
 
 
 def build_model(config: Config) -> VisionTransformer:
@@ -172,7 +236,7 @@ def load_initial_weights(model: VisionTransformer, found: PortableModel, config:
 
 def _resolve(config: Config) -> Variant:
     arguments = model_arguments(config)
-    for key in ("drop_rate", "drop_path_rate", "weight_init"):
+    for key in ("drop_rate", "drop_path_rate", "drop_path_mode", "head_multiple", "weight_init"):
         del arguments[key]
     return resolve_variant(arguments.pop("name"), **arguments)
 

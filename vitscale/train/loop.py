@@ -4,42 +4,40 @@ config -> blueprint (checked) -> engine -> restore -> { stop? -> step -> record 
 """
 
 import logging
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 import torch
 
 from vitscale import ranks as process_group
 from vitscale.checkpoint import CheckpointStore
-from vitscale.config import Config
+from vitscale.config import Config, Phase
 from vitscale.data.batch import Cursor, TrainBatch, check_cursor
-from vitscale.data.loader import EvalLoader
 from vitscale.data.mixture import Mixture
-from vitscale.data.mixup import MixedLabels, soft_targets
 from vitscale.data.order import hash64
 from vitscale.data.processes import start_server
-from vitscale.engine import MicroBatch, StepResult
+from vitscale.engine import StepResult
 from vitscale.errors import DivergenceError, ExitStatus, VitscaleError
-from vitscale.evaluation import measure_accuracy
+from vitscale.model import VisionTransformer, train_flops
 from vitscale.optim import learning_rate
 from vitscale.ranks import Ranks
-from vitscale.telemetry import purge_after, tags
-from vitscale.train.build import (
-    Blueprint,
-    build_augmentation,
-    build_engine,
-    draw_blueprint,
-    exported_arguments,
-    open_loader,
-)
+from vitscale.telemetry import purge_after
+from vitscale.train.build import Blueprint, build_engine, draw_blueprint, executed_flops, exported_arguments
+from vitscale.train.course import Course, Detour, read_detours, write_detours
+from vitscale.train.feed import Feed
+from vitscale.train.guard import StepGuard
 from vitscale.train.ledger import SampleLedger, purge_ledger
+from vitscale.train.pictures import Pictures
+from vitscale.train.profiling import StepProfiler
 from vitscale.train.reporting import Reporter
 from vitscale.train.run_directory import RunDirectory
 from vitscale.train.saving import Progress, Saver
 from vitscale.train.stop import StopRequest
 from vitscale.train.together import as_one, on_main
+from vitscale.train.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +61,8 @@ def run_training(config: Config, allow_change: Sequence[str] = ()) -> ExitStatus
     try:
         # Rank 0 looks first, so that a mistake is told once and not by every rank.
         drawn: list[Blueprint] = []
-        on_main(ranks, lambda: drawn.append(draw_blueprint(config, ranks.world_size, ranks.device)))
-        blueprint = drawn[0] if drawn else draw_blueprint(config, ranks.world_size, ranks.device, check_files=False)
+        on_main(ranks, lambda: drawn.append(draw_blueprint(config, ranks)))
+        blueprint = drawn[0] if drawn else draw_blueprint(config, ranks, check_files=False)
         directory = RunDirectory.open(config, ranks, allow_change)
         trainer: Trainer | None = None
         status, reason = ExitStatus.TRANSIENT, ""
@@ -95,6 +93,7 @@ class Trainer:
         self.ranks = ranks
         self.stop = stop
         self.config = config
+        self.directory = directory.path
         if config.data.workers:
             start_server()  # its imports run beside the building of the engine
         self.engine, shapes = build_engine(blueprint, ranks)
@@ -108,113 +107,163 @@ class Trainer:
             blueprint.source.classes,
             shapes,
         )
+        self.validation = Validation(blueprint, self.engine, ranks)
+        self.pictures = Pictures(blueprint, ranks, self.validation.loader)
+        self.profiler = StepProfiler(config.profile, ranks, directory.path)
+        self.feed = Feed(blueprint, ranks)
+        self.guard = StepGuard(config.guard)
+        self.phase: Phase | None = None
+        self.progress = Progress()
+        self.course = Course(blueprint.timeline)
         restored = self.saver.restore()
-        if restored is None:
-            self.progress = Progress()
-        else:
-            self.progress, cursor = restored
-            saved, source = Cursor.from_dict(cursor), blueprint.source
-            check_cursor(saved, source.cursor(saved.position), source.name)
+        if restored is not None:
+            self.follow(*restored)
+            kept = read_detours(directory.path)
+            # A roll-back's detour is on record before the first checkpoint that was trained along it.
+            self.course = replace(self.course, detours=max(kept, self.course.detours, key=len))
         self.saved_step = self.progress.step
-        # Whatever was written beyond the restored step is about to be done again.
-        if ranks.is_main:
-            purge_after(directory.path, self.progress.step)
-            purge_ledger(directory.path, self.progress.step)
-        ranks.barrier()
-        self.reporter = Reporter(blueprint, ranks, directory.path, self.progress.step)
-        self.ledger = SampleLedger(directory.path, ranks.rank) if config.log.samples else None
-        self.augmentation = build_augmentation(blueprint)
-        start = self.progress.step * blueprint.split.global_batch
-        self.loader = open_loader(blueprint, self.augmentation, ranks.rank, start)
-        self.eval_loader = open_eval_loader(blueprint, ranks)
+        self.open_records()
         # Of the step just done; set by train_step.
         self.result: StepResult
-        self.cursor: Cursor
         self.lr: float
 
     def run(self) -> ExitStatus:
         """The loop."""
         config, total = self.config, self.blueprint.total_steps
+        self.reporter.begin()
         try:
             while self.progress.step < total:
-                if self.ranks.any(self.stop.poll()):
+                with self.reporter.waiting():
+                    stopping = self.ranks.any(self.stop.poll())
+                if stopping:
                     return self.leave()
                 self.train_step()
                 step, last = self.progress.step, self.progress.step == total
-                if last or step % config.log.every_steps == 0:
-                    self.record()
-                if last or (config.eval.every_steps and step % config.eval.every_steps == 0):
+                diverged = self.guard.diverged(at_end=last)
+                if self.is_recorded(step):
+                    diverged = self.record() or diverged
+                if diverged:
+                    self.recover(diverged)
+                    continue
+                validated = last or (config.eval.every_steps is not None and step % config.eval.every_steps == 0)
+                if validated:
                     self.validate()
-                if last or step % config.checkpoint.every_steps == 0:
+                if self.pictures.due(step, validated):
+                    self.draw()
+                if last or (self.is_due(step) and not self.guard.streak):
                     self.save()
             log.info("finished: step %d of %d", self.progress.step, total)
             return ExitStatus.FINISHED
         finally:
-            self.loader.close()
-            self.reporter.close()
-            if self.ledger is not None:
-                self.ledger.close()
+            self.feed.close()
+            self.profiler.close()
+            self.close_records()
+
+    @property
+    def model(self) -> VisionTransformer:
+        """The model that the engine trains."""
+        module = self.engine.module
+        assert isinstance(module, VisionTransformer)
+        return module
 
     def train_step(self) -> None:
-        """One optimizer update."""
-        started_s = time.perf_counter()
-        step, seed = self.progress.step, self.config.run.seed
+        """One optimizer update, or none where the guard says so."""
+        step = self.progress.step
+        self.profiler.before(step + 1)
+        phase = self.feed.begin(self.course, step).phase
+        if phase is not self.phase:
+            self.enter(phase)
         # Dropout and drop path follow from (seed, step, rank) alone, so a checkpoint needs no generator state.
-        torch.manual_seed(int(hash64(seed, step, self.ranks.rank) >> np.uint64(1)))
-        self.lr = learning_rate(
-            step,
-            kind=self.config.schedule.kind,
-            peak_lr=self.config.optim.peak_lr,
-            total_steps=self.blueprint.total_steps,
-            warmup_steps=self.config.schedule.warmup_steps,
-            final_lr=self.config.schedule.final_lr,
-        )
+        torch.manual_seed(int(hash64(self.config.run.seed, step, self.ranks.rank) >> np.uint64(1)))
+        self.lr = self.learning_rate(step)
+        self.guard.begin(step)
         seen: list[TrainBatch] = []
-        self.result = self.engine.train_step(self.micro_batches(seen), self.lr)
-        self.cursor = seen[-1].cursor
+        self.result = self.engine.train_step(
+            self.feed.micro_batches(self.reporter.batch, seen),
+            self.lr,
+            accept=self.guard.accept,
+            measure=self.is_recorded(step + 1),
+        )
         self.progress.step += 1
-        self.reporter.meter.add_step(time.perf_counter() - started_s, self.blueprint.split.global_batch)
+        self.reporter.step(self.result, phase.split.global_batch)
         if self.ledger is not None:
             source = self.blueprint.source
             assert isinstance(source, Mixture)  # the config asks for a ledger of nothing else
             rows = (row for batch in seen for row in batch.samples.tolist())
             self.ledger.write(self.progress.step, map(source.samples.key, rows))
+        self.profiler.after(step + 1)
 
-    def micro_batches(self, seen: list[TrainBatch]) -> Iterator[MicroBatch]:
-        """This step's micro-batches on the device; each goes into `seen` too."""
-        device = self.ranks.device
-        for _ in range(self.blueprint.split.grad_accum):
-            started_s = time.perf_counter()
-            batch = next(self.loader)
-            self.reporter.batch(batch, time.perf_counter() - started_s, self.loader.ready)
-            seen.append(batch)
-            images = batch.images.to(device, non_blocking=True)
-            labels = batch.labels.to(device, non_blocking=True)
-            images, targets = self.augmentation.apply(images, labels, batch.drawn)
-            if isinstance(targets, MixedLabels):
-                targets = soft_targets(targets, self.blueprint.variant.num_classes)
-            yield images, targets
+    def learning_rate(self, step: int) -> float:
+        """The rate of a step, of layers without a scale of their own."""
+        config, timeline = self.config, self.blueprint.timeline
+        return learning_rate(
+            step,
+            kind=config.schedule.kind,
+            peak_lr=config.optim.peak_lr,
+            total_steps=timeline.total_steps,
+            warmup_steps=timeline.warmup_steps,
+            cooldown_steps=timeline.cooldown_steps,
+            timescale_steps=timeline.timescale_steps,
+            final_lr=config.schedule.final_lr,
+        )
 
-    def record(self) -> None:
-        """Write the metrics of the step just done."""
-        self.check_finite()
-        self.reporter.train(self.progress.step, self.result, self.lr)
+    def enter(self, phase: Phase) -> None:
+        """Go on with the batch and the input size of a phase."""
+        variant = self.blueprint.phase_variant(phase)
+        self.phase = phase
+        self.engine.set_grad_accum(phase.split.grad_accum)
+        self.model.set_input_size(phase.img_size)
+        self.reporter.set_flops(
+            model=train_flops(variant), executed=executed_flops(self.config, variant, phase.split.micro_batch)
+        )
+        if len(self.blueprint.timeline.phases) > 1:
+            log.info(
+                "step %d: %d images a step of %d x %d px until step %d",
+                self.progress.step, phase.split.global_batch, *variant.image_px, phase.end_step,
+            )  # fmt: skip
+
+    def is_recorded(self, step: int) -> bool:
+        """Whether metrics are written after this step."""
+        return step % self.config.log.every_steps == 0 or step == self.blueprint.total_steps
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due; while updates are skipped it waits, for the weights may be lost already."""
+        every = self.config.checkpoint.every_steps
+        return step // every > self.saved_step // every
+
+    def record(self) -> str | None:
+        """Write the metrics of the step just done; why the run has diverged, if they say so."""
+        loss = self.reporter.train(
+            self.progress.step,
+            self.result,
+            self.lr,
+            images_seen=self.course.images_seen(self.progress.step),
+            skipped=self.guard.skipped,
+            spikes=self.guard.spikes,
+        )
+        return self.guard.record(loss)
 
     def validate(self) -> None:
-        """Accuracy on the validation split, if there is one."""
-        if self.eval_loader is None:
-            return
-        data = self.config.data
-        found = measure_accuracy(self.engine.predict, self.eval_loader, mean=data.mean, std=data.std, ranks=self.ranks)
-        self.progress.metrics = {tags.VAL_LOSS: found.loss, tags.VAL_TOP1: found.top1, tags.VAL_TOP5: found.top5}
-        self.reporter.scalars(self.progress.step, self.progress.metrics)
+        """Accuracy on the validation split, if there is one, and pictures with it."""
+        with self.reporter.paused():
+            metrics = self.validation.metrics()
+        if metrics:
+            self.progress.metrics = metrics
+            self.reporter.scalars(self.progress.step, metrics)
+
+    def draw(self) -> None:
+        """Pictures for TensorBoard."""
+        with self.reporter.paused(), self.validation.own_input_size():
+            pictures = self.pictures.draw(self.engine)
+        self.reporter.images(self.progress.step, pictures)
 
     def save(self) -> None:
         """Commit a checkpoint; signals are ignored until it is done."""
-        self.check_finite()
-        with self.stop.shielded():
+        with self.stop.shielded(), self.reporter.stalled():
             started_s = time.perf_counter()
-            tag = self.saver.save(self.progress, self.cursor.to_dict())
+            cursor = self.blueprint.source.cursor(self.course.images_seen(self.progress.step))
+            self.progress.course = {"guard": self.guard.state(), "detours": [astuple(d) for d in self.course.detours]}
+            tag = self.saver.save(self.progress, cursor.to_dict())
             self.saved_step = self.progress.step
             log.info("saved %s in %.1f s", tag, time.perf_counter() - started_s)
 
@@ -222,36 +271,72 @@ class Trainer:
         """Save what is not saved yet and ask for another start."""
         # The signal may have reached any of the ranks; rank 0 writes down why the run ended.
         self.stop.reason = next(reason for reason in self.ranks.gather_objects(self.stop.reason) if reason)
-        if self.saved_step != self.progress.step:
+        if self.guard.streak:
+            log.warning("updates are being skipped, so nothing is saved after step %d", self.saved_step)
+        elif self.saved_step != self.progress.step:
             self.save()
         log.info("stopped at step %d: %s; run the same command again to go on", self.progress.step, self.stop.reason)
         return ExitStatus.RUN_AGAIN
 
-    def check_finite(self) -> None:
-        """Stop before a damaged state is recorded or saved.
+    def recover(self, why: str) -> None:
+        """Go back to the newest checkpoint and from there on with other data, or end the run.
 
         Raises:
-            DivergenceError: on every rank, when any rank's loss or the gradient norm is not finite.
+            DivergenceError: on every rank, when the config allows no roll-back (any more), or none is possible.
         """
-        own = torch.tensor([float(self.result.loss), float(self.result.grad_norm)], dtype=torch.float64)
-        loss, norm = (self.ranks.sum(own) / self.ranks.world_size).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        failed_step = self.progress.step
+        report = self.directory / f"divergence-{failed_step:08d}.json"
+        if self.ranks.is_main:
+            self.guard.write_report(report, why, {"step": failed_step, "learning_rate": self.lr})
+        detours = self.course.detours
+        restored = self.saver.restore() if len(detours) < self.config.guard.roll_backs else None
+        course = self.course.avoiding(restored[0].step, failed_step - 1) if restored is not None else None
+        if restored is None or course is None:
             error = DivergenceError(
-                f"step {self.progress.step}: loss {loss}, gradient norm {norm}: the newest checkpoint is "
-                f"step {self.saved_step}; lower optim.peak_lr or optim.clip_norm before going on from it"
+                f"step {failed_step}: {why}: the newest checkpoint is step {self.saved_step}, what came before stands "
+                f"in {report}; lower optim.peak_lr or optim.clip_norm before going on, or allow guard.roll_backs"
             )
             raise as_one(self.ranks, error)
+        log.warning(
+            "step %d: %s: back to step %d, whose next %d steps of data change places with those after them (%s)",
+            failed_step, why, restored[0].step, course.detours[-1].steps, report,
+        )  # fmt: skip
+        self.feed.close()
+        self.close_records()
+        self.follow(*restored)
+        self.guard.streak = 0
+        self.course = replace(course, shift=self.course.shift)
+        if self.ranks.is_main:
+            write_detours(self.directory, course.detours)
+        self.open_records()
+        self.phase = None
+        self.reporter.begin()
 
+    def follow(self, progress: Progress, cursor: dict[str, Any]) -> None:
+        """Take over how far a checkpoint had come.
 
-def open_eval_loader(blueprint: Blueprint, ranks: Ranks) -> EvalLoader | None:
-    """This rank's share of the validation split; None where the config names none."""
-    if blueprint.val_index is None:
-        return None
-    return EvalLoader(
-        blueprint.val_index,
-        blueprint.config.data,
-        img_size=blueprint.variant.image_px[0],
-        micro_batch=blueprint.config.eval.micro_batch,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    )
+        Raises:
+            CheckpointError: its position is one of another data order.
+        """
+        saved, source = Cursor.from_dict(cursor), self.blueprint.source
+        check_cursor(saved, source.cursor(saved.position), source.name)
+        self.progress = progress
+        self.guard.restore(progress.course.get("guard", {}))
+        detours = tuple(Detour(*values) for values in progress.course.get("detours", ()))
+        shift = saved.position - self.blueprint.timeline.images_at(progress.step)
+        self.course = Course(self.blueprint.timeline, detours, shift)
+
+    def open_records(self) -> None:
+        """Metrics and ledger from the present step on: whatever was written beyond it is about to be done again."""
+        if self.ranks.is_main:
+            purge_after(self.directory, self.progress.step)
+            purge_ledger(self.directory, self.progress.step)
+        self.ranks.barrier()
+        self.reporter = Reporter(self.blueprint, self.ranks, self.directory, self.progress.step)
+        self.ledger = SampleLedger(self.directory, self.ranks.rank) if self.config.log.samples else None
+
+    def close_records(self) -> None:
+        """Write out what is pending of metrics and ledger."""
+        self.reporter.close()
+        if self.ledger is not None:
+            self.ledger.close()

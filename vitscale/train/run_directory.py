@@ -66,7 +66,7 @@ class RunDirectory:
         self._lock = lock
         _keep_config(path / "config.yaml", config, allow_change)
         (path / "exit.json").unlink(missing_ok=True)
-        _replace(path / "environment.json", json.dumps(environment(), indent=1) + "\n")
+        replace_file(path / "environment.json", json.dumps(environment(), indent=1) + "\n")
         return _raise_generation(path / "generation")
 
     def is_current(self) -> bool:
@@ -79,7 +79,7 @@ class RunDirectory:
             return
         record = {"status": int(status), "reason": reason, "step": step, "generation": self.generation}
         text = json.dumps(record | {"time": time.time()}) + "\n"
-        _replace(self.path / "exit.json", text)
+        replace_file(self.path / "exit.json", text)
         if other := os.environ.get(EXIT_FILE_VARIABLE):
             Path(other).write_text(text, encoding="utf-8")
         self._lock.close()
@@ -129,12 +129,12 @@ def _keep_config(file: Path, config: Config, allow_change: Sequence[str]) -> Non
                 f"{file.parent}: its config differs in {', '.join(changed)}: "
                 f"choose another run.dir, or go on with {flags}"
             )
-    _replace(file, yaml.safe_dump(resolved, sort_keys=False))
+    replace_file(file, yaml.safe_dump(resolved, sort_keys=False))
 
 
 def _raise_generation(file: Path) -> int:
     generation = _read_generation(file) + 1
-    _replace(file, f"{generation}\n")
+    replace_file(file, f"{generation}\n")
     return generation
 
 
@@ -145,7 +145,7 @@ def _read_generation(file: Path) -> int:
         return 0
 
 
-def _replace(file: Path, text: str) -> None:
+def replace_file(file: Path, text: str) -> None:
     """Write a file so that a reader finds the old or the new text, never a part."""
     temporary = file.with_name(f".{file.name}.tmp")
     with temporary.open("w", encoding="utf-8") as handle:

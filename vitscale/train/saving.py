@@ -3,12 +3,14 @@
 import datetime
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from vitscale.checkpoint import (
     CheckpointStore,
     FileRecord,
     Manifest,
+    locate,
     rank_file_name,
     read_fragments,
     record_file,
@@ -29,9 +31,11 @@ class Progress:
     """How far a run has come."""
 
     step: int = 0
-    """Optimizer updates made."""
+    """Steps done."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Newest validation metrics."""
+    course: dict[str, Any] = field(default_factory=dict)
+    """Plain values of the course and the guard, for the manifest."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +73,31 @@ class Saver:
         return on_main(self.ranks, lambda: self._commit(progress, cursor, files))
 
     def restore(self) -> tuple[Progress, dict[str, Any]] | None:
-        """Fill the engine from the newest valid checkpoint; None when the run has none.
+        """Fill the engine from the newest valid checkpoint, its own or the one it branches from; None without any.
+
+        Gives how far the run had come, and its cursor in the data.
 
         Raises:
             CheckpointError: there are checkpoints and none is valid, or the newest is of another model.
         """
-        found = on_main(self.ranks, self.store.newest_valid)
+        found = on_main(self.ranks, self._newest)
         if found is None:
             return None
+        directory, manifest = found
+        read_fragments(self.engine.fragments(), directory, manifest)
+        self.engine.state_loaded(manifest.optimizer_steps)
+        log.info("goes on from %s", directory)
+        return Progress(manifest.step, dict(manifest.metrics), dict(manifest.course)), manifest.cursor
+
+    def _newest(self) -> tuple[Path, Manifest] | None:
+        found = self.store.newest_valid()
+        if found is None:
+            branch = self.config.run.branch_from
+            return locate(branch) if branch is not None else None
         tag, manifest, passed_over = found
         for reason in passed_over:
             log.warning("passing over a checkpoint: %s", reason)
-        read_fragments(self.engine.fragments(), self.store.path(tag), manifest)
-        self.engine.state_loaded(manifest.optimizer_steps)
-        log.info("resumed from %s", self.store.path(tag))
-        return Progress(manifest.step, dict(manifest.metrics)), manifest.cursor
+        return self.store.path(tag), manifest
 
     def _commit(self, progress: Progress, cursor: dict[str, Any], files: list[FileRecord]) -> str:
         if not self.run_directory.is_current():
@@ -97,6 +111,7 @@ class Saver:
             world_size=self.ranks.world_size,
             optimizer_steps=self.engine.optimizer_steps(),
             cursor=cursor,
+            course=progress.course,
             config=self.config.model_dump(mode="json"),
             model=self.model,
             labels=list(self.labels),

@@ -86,7 +86,7 @@ def test_shards_and_index_that_do_not_belong_together(tmp_path, own_dataset, dam
 def test_export_and_fine_tuning_refuse_what_is_damaged_or_does_not_fit(micro_config, tmp_path):
     run_dir, out = tmp_path / "run", tmp_path / "export"
     assert "no checkpoint here" in refused("export", run_dir, "--out", out)
-    assert vitscale("train", micro_config, "schedule.steps=3").returncode == 0
+    assert vitscale("train", micro_config, "schedule.length=3").returncode == 0
     assert vitscale("export", run_dir, "--out", out).returncode == 0
     card = json.loads((out / "card.json").read_text())
     assert card["labels"] == [f"n{10_000_000 + digit}" for digit in range(3)]
@@ -94,7 +94,7 @@ def test_export_and_fine_tuning_refuse_what_is_damaged_or_does_not_fit(micro_con
     assert card["trained"]["step"] == 3
     assert "exists already" in refused("export", run_dir, "--out", out)
 
-    tune = ["train", micro_config, f"run.dir={tmp_path / 'tune'}", f"init.path={out}", "schedule.steps=3"]
+    tune = ["train", micro_config, f"run.dir={tmp_path / 'tune'}", f"init.path={out}", "schedule.length=3"]
     assert "embed_dim 32, the model 64" in refused(*tune, "model.embed_dim=64")
     assert "set model.representation_size=16" in refused(
         *tune, "init.representation=keep", "model.representation_size=8"

@@ -7,7 +7,7 @@ MINIMAL = {
     "data": {"train": {"path": "data/digits", "split": "train"}},
     "batch": {"global_batch": 64, "micro_batch": 8},
     "optim": {"peak_lr": 0.001},
-    "schedule": {"steps": 100},
+    "schedule": {"length": 100},
 }
 
 

@@ -111,7 +111,7 @@ def test_end_of_the_script(submit, tmp_path, srun_status, restarts, requeued, st
 
 
 def test_submission_tells_what_to_do_next(submit, tmp_path):
-    done = submit("schedule.steps=20", sbatch="echo Submitted batch job 12")
+    done = submit("schedule.length=20", sbatch="echo Submitted batch job 12")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "job            12: 2 nodes x 2 ranks",
