@@ -16,13 +16,12 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 
+RUNS = [path for path in FILES if path.parent.name != "parts"]
+
+
 def bases(path):
     found = yaml.safe_load(path.read_text(encoding="utf-8")).get(BASE_KEY, [])
     return {(path.parent / base).resolve() for base in ([found] if isinstance(found, str) else found)}
-
-
-PARTS = set().union(*(bases(path) for path in FILES))
-RUNS = [path for path in FILES if path.resolve() not in PARTS]
 
 
 def name(path):
@@ -32,6 +31,15 @@ def name(path):
 def test_the_configs_the_documentation_names_are_here():
     assert {"demo-pretrain.yaml", "demo-finetune.yaml", "in21k/vit_huge_patch14.yaml"} <= set(map(name, RUNS))
     assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path not in FILES]
+    in21k = {
+        f"in21k/vit_{size}_augreg.yaml"
+        for size in ("base_patch16", "large_patch16", "huge_patch14", "giant_patch14", "gigantic_patch14")
+    }
+    assert in21k < set(map(name, RUNS))
+
+
+def test_every_part_is_part_of_a_run():
+    assert {path.resolve() for path in FILES if path not in RUNS} <= set().union(*map(bases, FILES))
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)
