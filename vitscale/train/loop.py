@@ -114,6 +114,7 @@ class Trainer:
         self.guard = StepGuard(config.guard)
         self.phase: Phase | None = None
         self.progress = Progress()
+        self.saved_step = 0
         self.course = Course(blueprint.timeline)
         restored = self.saver.restore()
         if restored is not None:
@@ -121,7 +122,6 @@ class Trainer:
             kept = read_detours(directory.path)
             # A roll-back's detour is on record before the first checkpoint that was trained along it.
             self.course = replace(self.course, detours=max(kept, self.course.detours, key=len))
-        self.saved_step = self.progress.step
         self.open_records()
         # Of the step just done; set by train_step.
         self.result: StepResult
@@ -321,6 +321,7 @@ class Trainer:
         saved, source = Cursor.from_dict(cursor), self.blueprint.source
         check_cursor(saved, source.cursor(saved.position), source.name)
         self.progress = progress
+        self.saved_step = progress.step
         self.guard.restore(progress.course.get("guard", {}))
         detours = tuple(Detour(*values) for values in progress.course.get("detours", ()))
         shift = saved.position - self.blueprint.timeline.images_at(progress.step)
