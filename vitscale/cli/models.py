@@ -1,13 +1,19 @@
 """`vitscale models`."""
 
+from typing import Literal
+
 import click
 
-from vitscale.model import TABLE, Entry, forward_flops, resolve_variant, train_flops
-from vitscale.planning import activation_bytes, checkpointed_bytes, parameter_parts, state_bytes
+from vitscale.config import BatchSplit, EngineSection
+from vitscale.engine import render_deepspeed_config
+from vitscale.model import TABLE, Entry, Recompute, forward_flops, resolve_variant, train_flops
+from vitscale.planning import ActivationRule, activation_bytes, parameter_parts, state_bytes
 
 _COLUMNS = ("name", "px", "patch", "width", "depth", "heads", "hidden", "repr.", "classes", "parameters", "GFLOPs",
             "weights")  # fmt: skip
 _RANKS = (1, 8, 64)
+_RECOMPUTE: tuple[Recompute, ...] = ("none", "full")
+_STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
 
 
 @click.command(name="models", short_help="List the variants.")
@@ -62,6 +68,12 @@ def _row(name: str, entry: Entry) -> tuple[str, ...]:
     )
 
 
+def _state_gb(parameters: int, stage: Literal[1, 2, 3], ranks: int) -> float:
+    rendered = render_deepspeed_config(EngineSection(zero_stage=stage), BatchSplit(2 * ranks, 2, 1, ranks), 1.0, "bf16")
+    zero = rendered["zero_optimization"] | {"stage3_param_persistence_threshold": 0}  # nothing is known of its tensors
+    return state_bytes([[parameters]], world_size=ranks, zero=zero, precision="bf16").total / 1e9
+
+
 def _sides(pair: tuple[int, int]) -> str:
     return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
 
@@ -97,13 +109,11 @@ def _describe(name: str) -> list[str]:
         f"  FLOPs, an image       {forward:.2f} G forward, {training:.4f} T training",
         f"  weights               {total * 4 / 1e9:.2f} GB fp32, {total * 2 / 1e9:.2f} GB bf16",
     ]
-    for stage in (1, 2, 3):
-        sizes = (state_bytes(total, world_size=n, zero_stage=stage, precision="bf16").total for n in _RANKS)
-        shown = ", ".join(f"{size / 1e9:.1f} on {n}" for size, n in zip(sizes, _RANKS, strict=True))
+    for stage in _STAGES:
+        shown = ", ".join(f"{_state_gb(total, stage, ranks):.1f} on {ranks}" for ranks in _RANKS)
         lines.append(f"  ZeRO {stage} state, a rank   {shown} GPUs (GB, bf16, AdamW)")
-    kept = activation_bytes(variant)
-    whole = "not modelled for these blocks" if kept is None else f"{kept / 1e6:.0f} MB"
-    lines.append(
-        f"  activations, an image {whole}; {checkpointed_bytes(variant) / 1e6:.0f} MB under full checkpointing (bf16)"
+    kept, full = (
+        activation_bytes(variant, 1, ActivationRule(recompute=recompute)).blocks / 1e6 for recompute in _RECOMPUTE
     )
+    lines.append(f"  activations, an image {kept:.0f} MB; {full:.0f} MB under full checkpointing (bf16)")
     return lines

@@ -1,76 +1,232 @@
 """`vitscale plan`."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
-import yaml
+from pydantic import ValidationError
 
-from vitscale.config import load_config, split_batch
+from vitscale.cli.plan_text import plan_text
+from vitscale.config import BatchSection, BatchSplit, Config, EngineSection, load_config, split_batch
 from vitscale.engine import Precision, render_deepspeed_config
-from vitscale.model import forward_flops, train_flops
-from vitscale.planning import Reading, state_bytes
+from vitscale.errors import ConfigError
+from vitscale.model import (
+    Execution,
+    Recompute,
+    Variant,
+    VisionTransformer,
+    executed_train_flops,
+    forward_flops,
+    train_flops,
+)
+from vitscale.planning import (
+    ActivationRule,
+    Reading,
+    StateBytes,
+    activation_bytes,
+    largest_dividing,
+    largest_micro_batch,
+    parameter_parts,
+    step_bytes,
+)
 from vitscale.train import build_model
+from vitscale.train.footprint import activation_rule, planned_state
 
-SAMPLE_BYTES = 100_000
+GB = 1e9
+_STAGES = (0, 1, 2, 3)
 
 
 @click.command(name="plan", short_help="What a config comes to.")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of the run.")
-def command(config: Path, overrides: tuple[str, ...], gpus: int) -> None:
-    """Show the resolved config, the batch split, parameters, FLOPs, how shards are read, state bytes a rank
-    and the DeepSpeed config.
+@click.option("--hbm", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Memory of one GPU.")
+@click.option(
+    "--reserve",
+    type=click.FloatRange(min=0),
+    default=4.0,
+    show_default=True,
+    metavar="GB",
+    help="Of --hbm, what CUDA, NCCL and fragmentation may take. An estimate.",
+)
+@click.option("--json", "as_json", is_flag=True, help="For machines; bytes and FLOPs as whole numbers.")
+def command(
+    config: Path, overrides: tuple[str, ...], gpus: int, hbm: float | None, reserve: float, as_json: bool
+) -> None:
+    """Show what a run comes to: the resolved config, how the batch falls on ranks, parameters and FLOPs, bytes of
+    state by ZeRO stage, bytes of activations by recomputation, how shards are read, and the DeepSpeed config.
 
     Reads no shards and builds no weights. Precision auto is planned as bf16, what the GPUs will run.
 
     \b
-    Example:
-      vitscale plan configs/in21k/vit_huge_patch14.yaml --gpus 64
+    Examples:
+      vitscale plan configs/in21k/vit_huge_patch14.yaml --gpus 64 --hbm 80
+      vitscale plan configs/in21k/vit_huge_patch14.yaml engine.zero_stage=3 --gpus 8 --json
     """
-    resolved = load_config(config, overrides)
-    split = split_batch(resolved.batch, gpus)
+    found = draw_plan(load_config(config, overrides), gpus, hbm, reserve)
+    click.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
+
+
+def draw_plan(config: Config, gpus: int, hbm_gb: float | None, reserve_gb: float) -> dict[str, Any]:
+    """Everything that is printed, as plain values.
+
+    Raises:
+        ConfigError: the config cannot run on so many ranks.
+    """
+    precision: Precision = "fp32" if config.engine.precision == "fp32" else "bf16"
     with torch.device("meta"):
-        model = build_model(resolved)
-    parameters = sum(p.numel() for p in model.parameters())
-    precision: Precision = "fp32" if resolved.engine.precision == "fp32" else "bf16"
-    stage = resolved.engine.zero_stage
-
-    click.echo(yaml.safe_dump(resolved.model_dump(mode="json"), sort_keys=False).rstrip())
-    click.echo(
-        f"\nbatch       {split.global_batch} = {gpus} ranks x {split.micro_batch} x {split.grad_accum} micro-steps"
-    )
-    click.echo(f"parameters  {parameters:,}")
-    click.echo(
-        f"FLOPs       {forward_flops(model.variant) / 1e9:.2f} G forward, "
-        f"{train_flops(model.variant) / 1e12:.4f} T training, an image"
-    )
-    if resolved.data.stream is None:
-        data = resolved.data
-        click.echo(f"reading     {_describe(Reading(data.lanes, data.block, gpus, data.workers), data.read_ahead_mb)}")
-    if resolved.engine.kind == "deepspeed":
-        deepspeed = render_deepspeed_config(resolved.engine, split, resolved.optim.clip_norm, precision)
-        state = state_bytes(parameters, world_size=gpus, zero_stage=stage, precision=precision)
-        click.echo(
-            f"state       {state.total / 1e9:.2f} GB a rank at ZeRO stage {stage} in {precision}: weights "
-            f"{state.weights / 1e9:.2f}, gradients {state.gradients / 1e9:.2f}, optimizer {state.optimizer / 1e9:.2f}"
-        )
-        click.echo(f"\nDeepSpeed config\n{json.dumps(deepspeed, indent=2)}")
+        model = build_model(config)
+    variant = model.variant
+    phases = list(_phases(config, variant, gpus))
+    deepspeed = None
+    if config.engine.kind == "deepspeed":
+        deepspeed = render_deepspeed_config(config.engine, phases[-1].split, config.optim.clip_norm, precision)
+    parts = parameter_parts(variant)
+    return {
+        "config": config.model_dump(mode="json"),
+        "gpus": gpus,
+        "precision": precision,
+        "hbm_gb": hbm_gb,
+        "reserve_gb": reserve_gb,
+        "model": {"name": config.model.name, "parameters": sum(parts.values()), "parts": parts} | _shape(variant),
+        "phases": [
+            _phase_plan(phase, config, model, precision, None if hbm_gb is None else (hbm_gb - reserve_gb) * GB)
+            for phase in phases
+        ],
+        "state": list(_state_table(config, model, phases[-1].split, precision)),
+        "reading": None if config.data.stream is not None else _reading(config, gpus),
+        "deepspeed": deepspeed,
+    }
 
 
-def _describe(reading: Reading, read_ahead_mb: int) -> str:
-    """How shards are read, for a person."""
-    window_mb = reading.window_samples * SAMPLE_BYTES / 2**20
-    if not reading.workers_own_lanes:
-        whose = "ranks" if not reading.ranks_own_lanes else "workers of a rank"
-        return (
-            f"each block in pieces by up to {reading.readers_of_a_block} {whose}, no byte twice; "
-            f"data.lanes={reading.fitting_lanes} would give each whole lanes (fixed when the run starts)"
-        )
-    fits = "" if 2 * window_mb <= read_ahead_mb else f"; data.read_ahead_mb={2 * window_mb:.0f} would hold whole blocks"
-    return (
-        f"whole blocks, {reading.lanes // reading.world_size} lanes a rank; at 100 kB a sample "
-        f"{2 * window_mb:.0f} MiB read ahead a rank, data.read_ahead_mb is {read_ahead_mb}{fits}"
+@dataclass(frozen=True)
+class _PlannedPhase:
+    """A part of the run with one input size and batch."""
+
+    until: str
+    variant: Variant
+    split: BatchSplit
+
+
+def _phases(config: Config, variant: Variant, gpus: int) -> Iterator[_PlannedPhase]:
+    for section in config.schedule.phases:
+        own = {key: value for key in ("global_batch", "micro_batch") if (value := getattr(section, key))}
+        split = split_batch(BatchSection.model_validate(config.batch.model_dump() | own), gpus)
+        sized = variant if section.img_size is None else replace(variant, img_size=section.img_size)
+        yield _PlannedPhase(str(section.until), sized, split)
+    yield _PlannedPhase(str(config.schedule.length), variant, split_batch(config.batch, gpus))
+
+
+def _shape(variant: Variant) -> dict[str, Any]:
+    return {
+        "depth": variant.depth, "embed_dim": variant.embed_dim, "num_heads": variant.num_heads,
+        "mlp_hidden": variant.mlp_hidden, "num_classes": variant.num_classes, "stem": variant.stem,
+    }  # fmt: skip
+
+
+def _phase_plan(
+    phase: _PlannedPhase, config: Config, model: VisionTransformer, precision: Precision, limit: float | None
+) -> dict[str, Any]:
+    variant, split, section = phase.variant, phase.split, config.model
+    engine = config.engine
+    executed = executed_train_flops(
+        variant,
+        split.micro_batch,
+        execution=Execution(recompute=engine.activation_checkpointing, every=engine.checkpoint_every or 1),
+        drop_rate=section.drop_rate,
+        drop_path_rate=section.drop_path_rate,
+        drop_path_mode=section.drop_path_mode,
     )
+    state = planned_state(config, engine, model, split, precision)
+    return {
+        "until": phase.until,
+        "img_size": list(variant.image_px),
+        "tokens": variant.tokens,
+        "global_batch": split.global_batch,
+        "micro_batch": split.micro_batch,
+        "grad_accum": split.grad_accum,
+        "forward_flops": forward_flops(variant),
+        "train_flops": train_flops(variant),
+        "executed_train_flops": executed // split.micro_batch,
+        "activations": [_activations(rule, chosen, phase, state, limit) for rule, chosen in _rules(config, precision)],
+    }
+
+
+def _rules(config: Config, precision: Precision) -> Iterator[tuple[ActivationRule, bool]]:
+    """Each recomputation policy, and whether it is the config's; the config's k and budget stand for themselves."""
+    policies: tuple[Recompute, ...] = ("none", "budget", "selective", "every_k", "full")
+    for policy in policies:
+        yield activation_rule(config, policy, precision), policy == config.engine.activation_checkpointing
+
+
+def _activations(
+    rule: ActivationRule, chosen: bool, phase: _PlannedPhase, state: StateBytes, limit: float | None
+) -> dict[str, Any]:
+    variant, split = phase.variant, phase.split
+    needed = activation_bytes(variant, split.micro_batch, rule)
+    peak = step_bytes(variant, split.micro_batch, rule, state)
+    found: dict[str, Any] = {
+        "recompute": rule.recompute,
+        "every": rule.every if rule.recompute == "every_k" else None,
+        "budget": rule.budget if rule.recompute == "budget" else None,
+        "chosen": chosen,
+        "estimate": rule.recompute == "budget",
+        "kept_bytes": needed.kept,
+        "backward_bytes": needed.peak,
+        "step_bytes": peak,
+    }
+    if limit is not None:
+        largest = largest_micro_batch(variant, rule, state, limit)
+        found |= {
+            "fits": peak <= limit,
+            "largest_micro_batch": largest,
+            "largest_dividing": largest_dividing(largest, split.rank_batch),
+        }
+    return found
+
+
+def _state_table(
+    config: Config, model: VisionTransformer, split: BatchSplit, precision: Precision
+) -> Iterator[dict[str, Any]]:
+    """One row a ZeRO stage: its bytes, or why it cannot be; of the torch engine one row."""
+    if config.engine.kind == "torch":
+        yield {
+            "stage": "torch",
+            "chosen": True,
+            **_state_row(planned_state(config, config.engine, model, split, precision)),
+        }
+        return
+    for stage in _STAGES:
+        row = {"stage": stage, "chosen": stage == config.engine.zero_stage}
+        try:
+            engine = EngineSection.model_validate(config.engine.model_dump() | {"zero_stage": stage})
+            yield row | _state_row(planned_state(config, engine, model, split, precision))
+        except (ConfigError, ValidationError) as error:
+            reason = str(error) if isinstance(error, ConfigError) else error.errors()[0]["msg"]
+            yield row | {"refused": reason.removeprefix("Value error, ")}
+
+
+def _state_row(state: StateBytes) -> dict[str, int]:
+    return {
+        "weights": state.weights, "master": state.master, "moments": state.moments, "average": state.average,
+        "gradients": state.gradients, "buckets": state.buffers + state.bucket, "gathered": state.gathered,
+        "update": state.update, "resident": state.resident, "step_bytes": state.peak(0), "host": state.host,
+    }  # fmt: skip
+
+
+def _reading(config: Config, gpus: int) -> dict[str, Any]:
+    data = config.data
+    reading = Reading(data.lanes, data.block, gpus, data.workers)
+    return {
+        "ranks_own_lanes": reading.ranks_own_lanes,
+        "workers_own_lanes": reading.workers_own_lanes,
+        "readers_of_a_block": reading.readers_of_a_block,
+        "fitting_lanes": reading.fitting_lanes,
+        "lanes_a_rank": reading.lanes // gpus,
+        "window_samples": reading.window_samples,
+        "read_ahead_mb": data.read_ahead_mb,
+    }

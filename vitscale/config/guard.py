@@ -28,6 +28,6 @@ class GuardSection(Section):
     @model_validator(mode="after")
     def _windowed(self) -> Self:
         limits = self.norm_factor is not None or self.loss_factor is not None
-        if not limits and "window_steps" in self.model_fields_set:
+        if not limits and self.window_steps != type(self).model_fields["window_steps"].default:
             raise ValueError("window_steps is for norm_factor and loss_factor: give one of them, or remove it")
         return self
