@@ -5,15 +5,18 @@ from vitscale.bench.decode import DecodeRate, compare_concurrency, compare_decod
 from vitscale.bench.engines import EngineTimes, compare_engines
 from vitscale.bench.export import ExportCost, measure_export, write_checkpoint
 from vitscale.bench.formats import OTHERS, FormatResult, compare_formats
+from vitscale.bench.step import STEP_ROWS, StepBench, report_step
 
 __all__ = [
     "OTHERS",
     "ROWS",
+    "STEP_ROWS",
     "DataBench",
     "DecodeRate",
     "EngineTimes",
     "ExportCost",
     "FormatResult",
+    "StepBench",
     "compare_concurrency",
     "compare_decoders",
     "compare_engines",
@@ -21,6 +24,7 @@ __all__ = [
     "measure_export",
     "photographs",
     "report",
+    "report_step",
     "work_folder",
     "write_checkpoint",
 ]

@@ -1,5 +1,6 @@
 """`vitscale bench`."""
 
+import os
 import platform
 import statistics
 import tempfile
@@ -14,7 +15,9 @@ from vitscale import ranks as process_group
 from vitscale.bench import (
     OTHERS,
     ROWS,
+    STEP_ROWS,
     DataBench,
+    StepBench,
     compare_concurrency,
     compare_decoders,
     compare_engines,
@@ -22,9 +25,11 @@ from vitscale.bench import (
     measure_export,
     photographs,
     report,
+    report_step,
     work_folder,
     write_checkpoint,
 )
+from vitscale.cli.bench_gpu import gpu
 from vitscale.data import turbojpeg
 from vitscale.model import TABLE, resolve_variant
 
@@ -186,3 +191,48 @@ def data(
         bench = DataBench(folder, images, 250, samples, workers, rounds, seconds, batches, say)
         for line in report(bench, rows or tuple(ROWS)):
             click.echo(line)
+
+
+@command.command()
+@click.option("--rows", multiple=True, type=click.Choice(list(STEP_ROWS)), help="What to measure; all if left out.")
+@click.option(
+    "--models",
+    multiple=True,
+    default=("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224"),
+    show_default=True,
+    help="Variants to run beside timm's.",
+)
+@click.option("--micro-batch", default=8, show_default=True, type=click.IntRange(min=1), help="Images, beside timm.")
+@click.option("--pairs", default=12, show_default=True, type=click.IntRange(min=1), help="Counted pairs.")
+@click.option("--loop-model", default="vit_base_patch16_224", show_default=True, help="Variant to train.")
+@click.option("--loop-batch", default=16, show_default=True, type=click.IntRange(min=2), help="Images of its step.")
+@click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0), help="Loader processes.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of torch; one a core if left out.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in, not to be removed.")
+def step(
+    rows: tuple[str, ...], models: tuple[str, ...], micro_batch: int, pairs: int, loop_model: str, loop_batch: int,
+    workers: int, threads: int | None, keep: Path | None,
+) -> None:  # fmt: skip
+    """Figures of a training step: beside timm's, the loop's overhead, collectives and graphs by ZeRO stage.
+
+    \b
+    Examples:
+      vitscale bench step --rows timm --models vit_tiny_patch16_224
+      torchrun --nproc-per-node 2 -m vitscale bench step --rows communication --rows graphs
+    """
+    for name in (*models, loop_model):
+        resolve_variant(name)  # says which names there are
+    ranks = process_group.start()
+    try:
+        torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
+        with work_folder(keep) as folder:
+            say = partial(click.echo, err=True) if ranks.is_main else lambda _: None
+            bench = StepBench(folder, ranks, models, micro_batch, pairs, loop_model, loop_batch, workers, say)
+            for line in report_step(bench, rows or tuple(STEP_ROWS)):
+                if ranks.is_main:
+                    click.echo(line)
+    finally:
+        process_group.stop()
+
+
+command.add_command(gpu)
