@@ -1,5 +1,6 @@
 """Weights adapted to another input: position embeddings to another grid, the first convolution to other channels."""
 
+import functools
 import math
 from collections.abc import Container
 from typing import Literal
@@ -65,9 +66,19 @@ def resample_pos_embed(
     missing = max(prefix_tokens - old_prefix_tokens, 0)
     prefix = F.pad(prefix[:, :prefix_tokens], (0, 0, 0, missing))
     if old_grid != grid:
-        image = patches.float().transpose(1, 2).reshape(1, -1, *old_grid)
-        patches = _resize(image, grid, method).flatten(2).transpose(1, 2).to(pos_embed.dtype)
+        patches = _resize(patches.float(), old_grid, grid, method).to(pos_embed.dtype)
     return torch.cat([prefix, patches], dim=1)
+
+
+@functools.cache
+def grid_resize(old_grid: tuple[int, int], grid: tuple[int, int], method: Resampling = "timm") -> Tensor:
+    """The filter of `resample_pos_embed` as a matrix, [new patches, old patches] in float64; not to be written to.
+
+    Every filter is linear, and as a product its backward pass is deterministic, which no GPU's own resize is.
+    """
+    # Column by column an embedding that is 1 at one old patch and 0 elsewhere.
+    units = torch.eye(math.prod(old_grid), dtype=torch.float64, device="cpu")[None]
+    return _resize(units, old_grid, grid, method)[0].contiguous()
 
 
 def first_convolution(names: Container[str]) -> str:
@@ -98,9 +109,14 @@ def adapt_in_chans(weight: Tensor, in_chans: int) -> Tensor:
     return (repeated * (old / in_chans)).to(weight.dtype)
 
 
-def _resize(image: Tensor, grid: tuple[int, int], method: Resampling) -> Tensor:
+def _resize(patches: Tensor, old_grid: tuple[int, int], grid: tuple[int, int], method: Resampling) -> Tensor:
+    """[1, old patches, D] -> [1, new patches, D]."""
+    # Channels last, as they lie there: torch 2.14 resizes a single column wrongly in the other layout.
+    image = patches.reshape(1, *old_grid, -1).permute(0, 3, 1, 2)
     if method == "timm":
-        return F.interpolate(image, size=grid, mode="bicubic", antialias=True)
-    if method == "google":  # whose code calls scipy, and scipy computes in float64
-        return F.interpolate(image.double(), size=grid, mode="bilinear", align_corners=True)
-    return F.interpolate(image, size=grid, mode="bilinear")
+        image = F.interpolate(image, size=grid, mode="bicubic", antialias=True)
+    elif method == "google":  # whose code calls scipy, and scipy computes in float64
+        image = F.interpolate(image.double(), size=grid, mode="bilinear", align_corners=True)
+    else:
+        image = F.interpolate(image, size=grid, mode="bilinear")
+    return image.flatten(2).transpose(1, 2)

@@ -6,7 +6,10 @@ Shapes: B images, C channels, S tokens, D width, H heads.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from vitscale.model.drop_path import DropPath, DropPathMode, add_branch, take
+from vitscale.model.execution import ResidualBlock
 from vitscale.model.initialisation import STD, Linear, Scheme, lecun_normal_
 from vitscale.model.resnet import build_stem, stem_chans
 from vitscale.model.variants import Act, Variant
@@ -20,7 +23,7 @@ def layer_norm(width: int, variant: Variant) -> nn.LayerNorm:
 
 
 class PatchProjection(nn.Conv2d):
-    """Linear map of whole patches, kernel and stride the same: [B, C, H, W] -> [B, D, rows, columns]."""
+    """Linear map of whole patches, in the shape of a convolution: [B, C, H, W] -> [B, rows * columns, D]."""
 
     def __init__(self, patch: tuple[int, int], in_chans: int, embed_dim: int, scheme: Scheme) -> None:
         super().__init__(in_chans, embed_dim, kernel_size=patch, stride=patch)
@@ -33,6 +36,18 @@ class PatchProjection(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         """Draw nothing: `__init__` does."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Patch tokens in row-major order.
+
+        One product of matrices: a convolution would lay out all channels' first token, then their second, and
+        without a class token to copy them behind, every norm and addition of the trunk would work across that.
+        """
+        batch, channels, _, across = images.shape
+        height, width = self.kernel_size
+        cells = images.reshape(batch, channels, -1, height, across // width, width)
+        patches = cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
 class PatchEmbed(nn.Module):
@@ -51,12 +66,10 @@ class PatchEmbed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Patch tokens in row-major order."""
-        # The convolution would cut off a rest of pixels without a word.
         assert images.shape[2:] == self.image_px, f"{tuple(images.shape)} is not {self.image_px} px"
         if self.backbone is not None:
             images = self.backbone(images)
-        patches: Tensor = self.proj(images)
-        return patches.flatten(2).transpose(1, 2)
+        return self.proj(images)  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -71,13 +84,20 @@ class Attention(nn.Module):
         self.k_norm = layer_norm(variant.head_dim, variant) if variant.qk_norm else nn.Identity()
         self.proj = Linear(dim, dim, scheme=scheme)
         self.proj_drop = nn.Dropout(drop_rate)
+        self.kernel: SDPBackend | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over all tokens, scaled by 1 / sqrt(D / H)."""
         batch, tokens, dim = x.shape
-        qkv: Tensor = self.qkv(x)
-        q, k, v = qkv.view(batch, tokens, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        x = F.scaled_dot_product_attention(self.q_norm(q), self.k_norm(k), v)
+        # Cut before the heads are: then the backward pass joins the three gradients by one plain copy, not by two.
+        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.kernel is None:
+            x = F.scaled_dot_product_attention(q, k, v)
+        else:
+            # Here and not around the model: a recomputation has to find it too.
+            with sdpa_kernel(self.kernel):
+                x = F.scaled_dot_product_attention(q, k, v)
         x = self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
         return self.proj_drop(x)  # type: ignore[no-any-return]
 
@@ -119,31 +139,21 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): in training, a sample's branch is 0 with probability `rate`.
-
-    Branches that stay are scaled by 1 / (1 - rate), which keeps the expectation.
-    """
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop whole samples of [B, S, D]; the identity in evaluation."""
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        return x * x.new_empty(x.shape[0], 1, 1).bernoulli_(keep).div_(keep)
-
-
-class Block(nn.Module):
+class Block(ResidualBlock):
     """Pre-norm transformer block, [B, S, D] -> [B, S, D]: x + attention(norm(x)), then x + MLP(norm(x))."""
 
+    draws = 2
+
     def __init__(
-        self, variant: Variant, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, scheme: Scheme = "jax"
+        self,
+        variant: Variant,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        drop_path_mode: DropPathMode = "mask",
+        scheme: Scheme = "jax",
     ) -> None:
-        super().__init__()
+        super().__init__(DropPath(drop_path_rate, drop_path_mode), needs_last_product=_is_scaled(variant, drop_rate))
         dim = variant.embed_dim
         self.norm1 = layer_norm(dim, variant)
         self.attn = Attention(variant, drop_rate, scheme)
@@ -151,32 +161,41 @@ class Block(nn.Module):
         self.norm2 = layer_norm(dim, variant)
         self.mlp = Mlp(dim, variant.mlp_hidden, variant.act, drop_rate, scheme)
         self.ls2 = _layer_scale(variant)
-        self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add both branches to the residual stream."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
+    def branches(self, x: Tensor, *draws: Tensor | None) -> tuple[Tensor, ...]:
+        """The stream behind the attention, and the MLP's branch of it."""
+        attended, transformed = draws
+        x = add_branch(x, self.ls1(self.attn(self.norm1(take(x, attended)))), attended)
+        return x, self.ls2(self.mlp(self.norm2(take(x, transformed))))
 
 
-class ParallelBlock(nn.Module):
+class ParallelBlock(ResidualBlock):
     """Block of ViT-22B (Dehghani et al. 2023), [B, S, D] -> [B, S, D]: y = norm(x), then x + attention(y) + MLP(y)."""
 
     def __init__(
-        self, variant: Variant, *, drop_rate: float = 0.0, drop_path_rate: float = 0.0, scheme: Scheme = "jax"
+        self,
+        variant: Variant,
+        *,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        drop_path_mode: DropPathMode = "mask",
+        scheme: Scheme = "jax",
     ) -> None:
-        super().__init__()
+        super().__init__(DropPath(drop_path_rate, drop_path_mode), needs_last_product=_is_scaled(variant, drop_rate))
         dim = variant.embed_dim
         self.norm1 = layer_norm(dim, variant)
         self.attn = Attention(variant, drop_rate, scheme)
         self.mlp = Mlp(dim, variant.mlp_hidden, variant.act, drop_rate, scheme)
         self.ls1 = _layer_scale(variant)
-        self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Add the sum of both branches to the residual stream."""
-        y = self.norm1(x)
-        return x + self.drop_path(self.ls1(self.attn(y) + self.mlp(y)))  # type: ignore[no-any-return]
+    def branches(self, x: Tensor, *draws: Tensor | None) -> tuple[Tensor, ...]:
+        """The sum of both branches."""
+        y = self.norm1(take(x, draws[0]))
+        return (self.ls1(self.attn(y) + self.mlp(y)),)
+
+
+def _is_scaled(variant: Variant, drop_rate: float) -> bool:
+    return bool(variant.layer_scale or drop_rate)
 
 
 def _layer_scale(variant: Variant) -> nn.Module:

@@ -9,10 +9,12 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vitscale.errors import ConfigError
+from vitscale.model.adapt import Resampling, grid_resize
 from vitscale.model.blocks import Block, ParallelBlock, PatchEmbed, layer_norm
+from vitscale.model.drop_path import DropPathMode, drop_path_rates
+from vitscale.model.execution import Execution
 from vitscale.model.heads import AttentionPool, Classifier, PreLogits
 from vitscale.model.initialisation import STD, Scheme
 from vitscale.model.table import resolve_variant
@@ -32,18 +34,19 @@ class VisionTransformer(nn.Module):
         variant: the architecture.
         drop_rate: dropout after the position embedding, the attention projection and each layer of the MLP.
         drop_path_rate: stochastic depth of the last block; the rate grows linearly from 0 at the first.
+        drop_path_mode: whether a branch is computed for the samples too that pass it by.
         weight_init: how fresh weights are drawn.
         head_bias_init: first value of the head's biases, here and after `reset_classifier`; None leaves it to
             `weight_init`.
+        head_multiple: the head's matrix product is padded to a multiple of this many outputs; neither parameters nor
+            logits show it.
 
     Raises:
-        ConfigError: there is no such `weight_init`.
+        ConfigError: there is no such `weight_init`, or `head_multiple` is below 1.
 
     Attributes:
         variant: the architecture as it is now.
-        blocks: the transformer blocks, for per-block compilation and sharding.
-        activation_checkpointing: whether each block recomputes its activations in the backward pass instead
-            of keeping them. Set it at any time; gradients stay bitwise the same.
+        blocks: the transformer blocks, for sharding.
     """
 
     def __init__(
@@ -52,16 +55,21 @@ class VisionTransformer(nn.Module):
         *,
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        drop_path_mode: DropPathMode = "mask",
         weight_init: Scheme = "jax",
         head_bias_init: float | None = None,
+        head_multiple: int = 1,
     ) -> None:
         super().__init__()
         if weight_init not in get_args(Scheme):
             raise ConfigError(f"model.weight_init {weight_init!r}: one of {', '.join(get_args(Scheme))} is wanted")
+        if head_multiple < 1:
+            raise ConfigError(f"model.head_multiple {head_multiple}: 1 or more is wanted")
         self.variant = variant
         self.weight_init = weight_init
         self.head_bias_init = head_bias_init
-        self.activation_checkpointing = False
+        self.head_multiple = head_multiple
+        self._grid_resize: Tensor | None = None
         width, depth = variant.embed_dim, variant.depth
 
         self.patch_embed = PatchEmbed(variant, weight_init)
@@ -76,10 +84,11 @@ class VisionTransformer(nn.Module):
             block(
                 variant,
                 drop_rate=drop_rate,
-                drop_path_rate=drop_path_rate * index / max(depth - 1, 1),
+                drop_path_rate=rate,
+                drop_path_mode=drop_path_mode,
                 scheme=weight_init,
             )
-            for index in range(depth)
+            for rate in drop_path_rates(drop_path_rate, depth)
         )
         self.norm = layer_norm(width, variant)
         self.attn_pool = AttentionPool(variant, weight_init) if variant.pool == "map" else None
@@ -91,7 +100,7 @@ class VisionTransformer(nn.Module):
         """Tokens after the final norm: [B, C, height, width] -> [B, S, D], those before the patches first."""
         x = self._embed(images)
         for block in self.blocks:
-            x = self._run(block, x)
+            x = block(x)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def forward_head(self, tokens: Tensor) -> Logits:
@@ -144,13 +153,13 @@ class VisionTransformer(nn.Module):
         wanted = {index % depth for index in (range(depth - n, depth) if isinstance(n, int) else n)}
         x, found = self._embed(images), []
         for index in range(max(wanted, default=-1) + 1):
-            x = self._run(self.blocks[index], x)
+            x = self.blocks[index](x)
             if index in wanted:
                 found.append(self.norm(x) if norm else x)
         prefix = self.variant.prefix_tokens
         patches = [tokens[:, prefix:] for tokens in found]
         if reshape:
-            patches = [tokens.transpose(1, 2).unflatten(2, self.variant.grid) for tokens in patches]
+            patches = [tokens.transpose(1, 2).unflatten(2, self.input_variant.grid) for tokens in patches]
         if return_prefix_tokens:
             return [(spatial, tokens[:, :prefix]) for spatial, tokens in zip(patches, found, strict=True)]
         return patches
@@ -178,6 +187,36 @@ class VisionTransformer(nn.Module):
         if self.head_dist is not None:
             self.head_dist = self._new_head().to(self.pos_embed)
 
+    def set_execution(self, execution: Execution) -> None:
+        """Run the blocks in another way from now on; what they compute is the same."""
+        execution.apply(self.blocks)
+
+    @property
+    def input_variant(self) -> Variant:
+        """The architecture at the size that images have now: that of `variant`, or of `set_input_size`."""
+        return replace(self.variant, img_size=self.patch_embed.image_px)
+
+    def set_input_size(self, size: Size | None, method: Resampling = "timm") -> None:
+        """Take images of another size from now on, the position embedding resized in every forward pass.
+
+        No parameter and no entry of the state dict changes: gradients reach the embedding of the variant's own
+        grid, and of the tokens before the patches, through the resize.
+
+        Args:
+            size: pixels, the side of a square or (height, width); None for the variant's own size.
+            method: the filter, as in `resample_pos_embed`.
+
+        Raises:
+            ConfigError: the size is no whole number of patches; the model is as before.
+        """
+        own = self.variant
+        wanted = own if size is None else replace(own, img_size=size)
+        self.patch_embed.image_px = wanted.image_px
+        # Neither parameter nor buffer: engines cast, broadcast and partition those.
+        self._grid_resize = None if wanted.grid == own.grid else grid_resize(own.grid, wanted.grid, method)
+        if self._grid_resize is not None and not self.pos_embed.is_meta:
+            self._grid_resize = self._grid_resize.to(self.pos_embed.device)
+
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are not decayed though they have the shape of weights."""
         named = {"pos_embed", "cls_token", "dist_token", "reg_token", "attn_pool.latent"}
@@ -189,13 +228,16 @@ class VisionTransformer(nn.Module):
         prefix = [token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None]
         if prefix:
             x = torch.cat([*(token.expand(x.shape[0], -1, -1) for token in prefix), x], dim=1)
-        return self.pos_drop(x + self.pos_embed)  # type: ignore[no-any-return]
+        return self.pos_drop(x + self._position_embedding())  # type: ignore[no-any-return]
 
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.activation_checkpointing and torch.is_grad_enabled():
-            # Keeps the state of the random generators, so dropout and drop path repeat in the recomputation.
-            return checkpoint(block, x, use_reentrant=False)  # type: ignore[no-any-return]
-        return block(x)  # type: ignore[no-any-return]
+    def _position_embedding(self) -> Tensor:
+        """[1, S, D] for the size that images have now."""
+        if self._grid_resize is None:
+            return self.pos_embed
+        prefix, patches = self.pos_embed.tensor_split([self.variant.prefix_tokens], dim=1)
+        # In float64, which autocast leaves alone; it is a thousandth of a block's work.
+        patches = self._grid_resize.to(patches.device) @ patches.double()
+        return torch.cat([prefix, patches.to(prefix.dtype)], dim=1)
 
     def _new_pre_logits(self) -> nn.Module:
         size = self.variant.representation_size
@@ -205,7 +247,7 @@ class VisionTransformer(nn.Module):
         classes = self.variant.num_classes
         if classes == 0:
             return nn.Identity()
-        return Classifier(self.variant.head_input, classes, self.weight_init, self.head_bias_init)
+        return Classifier(self.variant.head_input, classes, self.weight_init, self.head_bias_init, self.head_multiple)
 
 
 def create_model(
@@ -233,8 +275,10 @@ def create_model(
     stem: Sequence[int] | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    drop_path_mode: DropPathMode = "mask",
     weight_init: Scheme = "jax",
     head_bias_init: float | None = None,
+    head_multiple: int = 1,
 ) -> VisionTransformer:
     """Build a variant with fresh weights; None leaves the variant's own value.
 
@@ -272,6 +316,8 @@ def create_model(
         variant,
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
+        drop_path_mode=drop_path_mode,
         weight_init=weight_init,
         head_bias_init=head_bias_init,
+        head_multiple=head_multiple,
     )
