@@ -91,17 +91,20 @@ def write_sources() -> None:
         if digit in IN21K_DIGITS:
             parts["in21k"][wnid] = rest.tolist()
     for part, classes in parts.items():
-        folder = ROOT / "source" / part
-        folder.mkdir(parents=True)
-        for wnid, rows in classes.items():
-            with tarfile.open(folder / f"{wnid}.tar", "w") as tar:
-                for row in rows:
-                    content = jpeg(digits.images[row])
-                    member = tarfile.TarInfo(f"{wnid}_{row}.JPEG")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        images = sum(map(len, classes.values()))
-        say(f"   {folder}: {len(classes)} class tars, {images} images")
+        write_class_tars(ROOT / "source" / part, classes, digits.images)
+
+
+def write_class_tars(folder: Path, classes: Mapping[str, Sequence[int]], images: NDArray[np.float64]) -> None:
+    """One tar of JPEGs a class, of these rows of the digits' images [N, 8, 8]."""
+    folder.mkdir(parents=True)
+    for wnid, rows in classes.items():
+        with tarfile.open(folder / f"{wnid}.tar", "w") as tar:
+            for row in rows:
+                content = jpeg(images[row])
+                member = tarfile.TarInfo(f"{wnid}_{row}.JPEG")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    say(f"   {folder}: {len(classes)} class tars, {sum(map(len, classes.values()))} images")
 
 
 def jpeg(image: NDArray[np.float64]) -> bytes:
@@ -112,9 +115,9 @@ def jpeg(image: NDArray[np.float64]) -> bytes:
     return buffer.getvalue()
 
 
-def build(part: str, *options: str) -> None:
+def build(part: str, *options: str, root: Path = ROOT) -> None:
     """Build the shards of one part."""
-    source, out = ROOT / "source" / part, ROOT / "shards" / part
+    source, out = root / "source" / part, root / "shards" / part
     command = [sys.executable, "-m", "data_tools", "build", "--source", "class-tars", str(source), "--out", str(out)]
     run([*command, "--seed", "0", "--shard-images", "400", *options])
 
@@ -153,11 +156,11 @@ def train_downstream(name: str, seed: int, overrides: Sequence[str]) -> tuple[st
     return name, [*VITSCALE, "train", "configs/demo-finetune.yaml", *fixed, *overrides]
 
 
-def run_jobs(jobs: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Run trainings, two at a time, and give each one's final validation accuracy."""
+def run_jobs(jobs: Mapping[str, Sequence[str]], runs: Path = ROOT / "downstream") -> dict[str, float]:
+    """Run trainings, two at a time, and give each one's final validation accuracy; `runs` has their directories."""
     with ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(lambda name: run(jobs[name], log=ROOT / "logs" / f"{name}.txt"), jobs))
-    accuracy = {name: last_value(ROOT / "downstream" / name, "val/top1") for name in jobs}
+        list(pool.map(lambda name: run(jobs[name], log=runs.parent / "logs" / f"{name}.txt"), jobs))
+    accuracy = {name: last_value(runs / name, "val/top1") for name in jobs}
     for name, top1 in accuracy.items():
         say(f"   {name}: {top1:.1%}")
     return accuracy
