@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from vitscale.cli.plan_text import plan_text
 from vitscale.config import BatchSection, BatchSplit, Config, EngineSection, load_config, split_batch
+from vitscale.data.labels import load_label_space
 from vitscale.engine import Precision, render_deepspeed_config
 from vitscale.errors import ConfigError
 from vitscale.model import (
@@ -34,6 +35,7 @@ from vitscale.planning import (
     step_bytes,
 )
 from vitscale.train import build_model
+from vitscale.train.build import check_classes
 from vitscale.train.footprint import activation_rule, planned_state
 
 GB = 1e9
@@ -80,6 +82,8 @@ def draw_plan(config: Config, gpus: int, hbm_gb: float | None, reserve_gb: float
     precision: Precision = "fp32" if config.engine.precision == "fp32" else "bf16"
     with torch.device("meta"):
         model = build_model(config)
+    if (space := config.data.label_space) is not None:
+        check_classes(config, load_label_space(space).wnids)
     variant = model.variant
     phases = list(_phases(config, variant, gpus))
     deepspeed = None

@@ -76,21 +76,29 @@ def draw_blueprint(config: Config, ranks: Ranks, check_files: bool = True) -> Bl
     check_fused(config.optim, ranks.device)
     source, val_index = open_data(config, check_files)
     timeline = lay_out(config.schedule, config.batch, ranks.world_size, source.epoch_images)
-    classes = source.classes
-    if len(classes) != variant.num_classes:
-        raise ConfigError(
-            f"model.num_classes {variant.num_classes} is not the {len(classes)} classes of the training data: "
-            f"set model.num_classes={len(classes)}"
-        )
+    check_classes(config, source.classes)
     if config.init.path is not None:
         _check_init(config, variant)
-    build_loss(config, classes)  # refuses classes without a hierarchy where the loss needs one
     if config.loss.distill is not None:
-        read_teacher(config.loss.distill, classes)
+        read_teacher(config.loss.distill, source.classes)
     blueprint = Blueprint(config, source, val_index, timeline, variant)
     for phase in timeline.phases:
         blueprint.phase_variant(phase)  # refuses an input of no whole number of patches
     return blueprint
+
+
+def check_classes(config: Config, classes: Sequence[str]) -> None:
+    """Make sure that head and loss are for these classes, the training data's wnids in label order.
+
+    Raises:
+        ConfigError: there are more or fewer of them, or the loss needs a hierarchy that they do not have.
+    """
+    if len(classes) != config.model.num_classes:
+        raise ConfigError(
+            f"model.num_classes {config.model.num_classes} is not the {len(classes)} classes of the training data: "
+            f"set model.num_classes={len(classes)}"
+        )
+    build_loss(config, classes)
 
 
 def open_data(config: Config, check_files: bool = True) -> tuple[Mixture | Stream, SplitIndex | None]:

@@ -99,6 +99,8 @@ def test_the_torch_engine_has_no_stages():
         (("engine.fp8=true",), "engine.compile=true"),
         (("engine.hpz=3", "engine.zero_stage=3", "--gpus", 8), "engine.hpz=3 does not divide"),
         (("checkpoint.every_steps=0",), "checkpoint.every_steps"),
+        (("data.label_space=in12k",), "set model.num_classes=11821"),
+        (("data.label_space=in1k", "model.num_classes=1000", "loss.kind=semantic"), "loss.kind=softmax"),
         (("engine.deepspeed_overrides={zero_optimization: {stage: 3}}",), "use engine.zero_stage"),
     ],
 )
