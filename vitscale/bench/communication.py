@@ -3,19 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from vitscale.config import BatchSplit, EngineSection
-from vitscale.engine import Precision, Traffic, TrainEngine, create_engine, record_communication
-from vitscale.losses import classification_loss
-from vitscale.model import create_model
-from vitscale.optim import parameter_groups
+from vitscale.bench.small_engine import small_engine
+from vitscale.engine import Precision, Traffic, record_communication
 from vitscale.ranks import Ranks
-
-CLASSES, IMAGE_PX, PATCH_PX, EMBED_DIM, HEADS = 64, 16, 8, 64, 2
-MICRO_BATCH = 2
-# A block has 49,984 elements: one is gathered ahead, and of 6 not all are kept from forward to backward.
-BUCKET_ELEMENTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -68,9 +58,9 @@ def measure(
     rows = []
     for stage in zero_stages:
         for grad_accum in grad_accums:
-            engine, parameters = _engine(ranks, precision, stage, grad_accum, depth)
-            images = torch.randn(MICRO_BATCH, 3, IMAGE_PX, IMAGE_PX, device=ranks.device)
-            micro_batches = [(images, torch.arange(MICRO_BATCH, device=ranks.device))] * grad_accum
+            engine, micro_batches, parameters = small_engine(
+                ranks, depth=depth, grad_accum=grad_accum, zero_stage=stage, precision=precision
+            )
             for _ in range(warmup_steps):
                 engine.train_step(micro_batches, 1e-4)
             with record_communication() as record:
@@ -79,28 +69,3 @@ def measure(
                 CommunicationRow(stage, grad_accum, precision, ranks.world_size, depth, parameters, record.by_kind)
             )
     return rows
-
-
-def _engine(ranks: Ranks, precision: Precision, stage: int, grad_accum: int, depth: int) -> tuple[TrainEngine, int]:
-    torch.manual_seed(0)
-    model = create_model(
-        "vit_tiny_patch16_224",
-        num_classes=CLASSES,
-        img_size=IMAGE_PX,
-        patch_size=PATCH_PX,
-        embed_dim=EMBED_DIM,
-        num_heads=HEADS,
-        depth=depth,
-    ).to(ranks.device)
-    parameters = sum(p.numel() for p in model.parameters())
-    engine = create_engine(
-        model,
-        torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-4),
-        classification_loss("softmax"),
-        EngineSection.model_validate({"zero_stage": stage, "precision": precision, "bucket_elements": BUCKET_ELEMENTS}),
-        split=BatchSplit(MICRO_BATCH * grad_accum * ranks.world_size, MICRO_BATCH, grad_accum, ranks.world_size),
-        clip_norm=1.0,
-        device=ranks.device,
-        rank=ranks.rank,
-    )
-    return engine, parameters
