@@ -35,7 +35,7 @@ def run_dir(tmp_path_factory, digits_dataset) -> Path:
     folder = tmp_path_factory.mktemp("micro")
     tree = micro_tree(digits_dataset, folder / "run")
     tree["engine"] = {"kind": "torch", "precision": "fp32"}
-    tree["schedule"] = {"steps": 3}
+    tree["schedule"] = {"length": 3}
     path = folder / "micro.yaml"
     path.write_text(yaml.safe_dump(tree))
     with mock.patch.dict(os.environ):  # a rank's variables would pass on to what later tests start

@@ -15,7 +15,7 @@ model: {name: vit_tiny_patch16_224, num_classes: 2}
 data: {train: {path: shards, split: train}}
 batch: {global_batch: 8, micro_batch: 2}
 optim: {peak_lr: 1e-3}
-schedule: {steps: 10}
+schedule: {length: 10}
 """
 
 

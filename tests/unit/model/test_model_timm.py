@@ -68,14 +68,15 @@ def test_weights_travel_both_ways_and_compute_the_same(name):
 @pytest.mark.parametrize("name", DEEP)
 def test_one_block_of_a_deep_model_computes_the_same(name):
     variant = replace(COMPARED[name], depth=1)
-    assert_weights_travel_both_ways(on_meta(variant), timm_of_row(name, variant))
+    # In fp32 timm's patch convolution alone is off by 1e-5, four times our product of matrices.
+    assert_weights_travel_both_ways(on_meta(variant), timm_of_row(name, variant), torch.float64)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in DEEP if name != "vit_4b_patch14_224"])  # 16 GB
 def test_a_deep_model_computes_the_same(name):
     variant = COMPARED[name]
-    assert_weights_travel_both_ways(on_meta(variant), timm_of_row(name, variant))
+    assert_weights_travel_both_ways(on_meta(variant), timm_of_row(name, variant), torch.float64)
 
 
 @torch.no_grad()

@@ -86,12 +86,12 @@ def state_for_timm(model):
     return state
 
 
-def assert_weights_travel_both_ways(ours, theirs):
+def assert_weights_travel_both_ways(ours, theirs, dtype=torch.float32):
     """Random weights put from ours, on the meta device, into timm's and back: the same features and logits."""
-    randomise(ours.to_empty(device="cpu"))
+    randomise(ours.to_empty(device="cpu")).to(dtype)
     # Assigned, not copied: a gigantic model fits into memory once, not twice.
     theirs.load_state_dict(ours.state_dict(), strict=True, assign=True)
-    images = images_for(ours, batch=1)
+    images = images_for(ours, batch=1).to(dtype)
     expected = outputs(theirs, images)
     assert_close(outputs(ours, images), expected)
     ours.to("meta").load_state_dict(theirs.state_dict(), strict=True, assign=True)
