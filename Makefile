@@ -23,7 +23,7 @@ test: $(VENV)/.installed-test
 	$(IN_VENV) ruff format --check
 	$(IN_VENV) mypy
 	$(IN_VENV) lint-imports
-	$(IN_VENV) pytest --numprocesses 2 --dist loadgroup
+	$(IN_VENV) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) runs/demo build *.egg-info .hypothesis .*_cache

@@ -21,13 +21,6 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist a file stays together, for its fixtures, and so do all tests that bring up a Slurm cluster."""
-    for item in items:
-        slurm = item.get_closest_marker("slurm") is not None
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path)))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def user_cache(tmp_path_factory) -> Iterator[None]:
     """A cache of the tests' own, for them and for every process they start."""

@@ -131,11 +131,14 @@ def test_a_block_is_gathered_once_a_direction(counted):
     assert shallow[3] == 3 * shallow[1]
 
 
-def _all_ways(rank, world_size):
+STAGES_ALONE = [way for way, settings in WAYS.items() if len(settings) == 1]
+
+
+def _all_ways(rank, world_size, ways):
     """Curves of 50 steps where only the stage differs, of 10 for the other ways."""
     return {
-        way: train(build(rank, world_size, **settings), range(50 if len(settings) == 1 else 10), rank, world_size)
-        for way, settings in WAYS.items()
+        way: train(build(rank, world_size, **WAYS[way]), range(50 if way in STAGES_ALONE else 10), rank, world_size)
+        for way in ways
     }
 
 
@@ -145,9 +148,12 @@ def _mean_losses(by_rank, way):
     ]
 
 
-def test_every_way_to_partition_matches_the_single_process_oracle():
+@pytest.mark.parametrize(
+    "ways", [STAGES_ALONE, pytest.param(list(WAYS), marks=pytest.mark.slow)], ids=["stages", "all"]
+)
+def test_every_way_to_partition_matches_the_single_process_oracle(ways):
     oracle = train(build(0, 1, kind="torch"), range(50), 0, 1)
-    by_rank = run_distributed_test(_all_ways, 2, timeout_s=280)
+    by_rank = run_distributed_test(_all_ways, 2, ways, timeout_s=280)
     for way, curve in by_rank[0].items():
         mean = _mean_losses(by_rank, way)
         expected = [loss for loss, _ in oracle[: len(mean)]]
@@ -180,6 +186,7 @@ def _whole_batches(engine, steps, rank, world_size, lr=2e-3):
     return losses
 
 
+@pytest.mark.slow
 def test_a_second_partition_gathers_in_halves_and_trains_the_same():
     by_rank = run_distributed_test(_hpz_across_nodes, 4, timeout_s=250)
     oracle = _whole_batches(build(0, 1, kind="torch", micro_batch=GLOBAL_BATCH), range(10), 0, 1)
@@ -212,6 +219,7 @@ def _save_offloaded(rank, world_size, folder):
     return outcome
 
 
+@pytest.mark.slow
 def test_state_that_is_offloaded_or_partitioned_twice_resumes_bitwise(tmp_path):
     for outcome in run_distributed_test(_save_offloaded, 2, tmp_path):
         for way, (onward, resumed, masters) in outcome.items():

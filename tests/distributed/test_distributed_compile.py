@@ -73,10 +73,10 @@ def train(engine, rank, world_size):
     return losses, gathers / (GLOBAL_BATCH // (MICRO_BATCH * world_size))
 
 
-def _compiled_and_plain(rank, world_size):
+def _compiled_and_plain(rank, world_size, cases):
     outcomes = []
     make = torch.compile
-    for stage, backend, engine, options in CASES:
+    for stage, backend, engine, options in cases:
         plain, plain_gathers = train(build(stage, world_size, rank, PLAIN, **options), rank, world_size)
         torch._dynamo.reset()
         counters.clear()
@@ -88,10 +88,14 @@ def _compiled_and_plain(rank, world_size):
     return outcomes
 
 
-def test_compiled_blocks_train_as_plain_ones_do_at_every_stage_without_a_graph_break():
-    for outcomes in run_distributed_test(_compiled_and_plain, 2, timeout_s=290):
+ONE_A_STAGE = (CASES[0], CASES[1], CASES[2], CASES[4])
+
+
+@pytest.mark.parametrize("cases", [ONE_A_STAGE, pytest.param(CASES, marks=pytest.mark.slow)], ids=["stages", "all"])
+def test_compiled_blocks_train_as_plain_ones_do_at_every_stage_without_a_graph_break(cases):
+    for outcomes in run_distributed_test(_compiled_and_plain, 2, cases, timeout_s=290):
         for (stage, _, engine, options), (plain, compiled, plain_gathers, gathers, graphs) in zip(
-            CASES, outcomes, strict=True
+            cases, outcomes, strict=True
         ):
             assert compiled == pytest.approx(plain, rel=1e-5), (stage, engine)
             assert plain[-1] < plain[0], "the step itself has to do something"

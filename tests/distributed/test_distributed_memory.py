@@ -179,15 +179,17 @@ def _check(world_size, cases):
             assert expected == pytest.approx(counted, rel=0.05), (case, f"rank {rank} of {world_size}", phase)
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("world_size", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
 def test_every_stage_and_precision(world_size):
     _check(world_size, STAGES)
 
 
-def test_every_stage_precision_and_option_on_two_ranks():
-    _check(2, STAGES + OPTIONS)
+@pytest.mark.slow
+def test_every_option_on_two_ranks():
+    _check(2, OPTIONS)
 
 
+@pytest.mark.slow
 def test_what_is_offloaded_is_counted_on_the_host():
     cases = [Case(stage, "bf16", 2, offload="optimizer") for stage in (1, 2, 3)]
     cases.append(Case(3, "bf16", offload="optimizer_and_params"))

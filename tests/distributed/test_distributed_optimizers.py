@@ -130,7 +130,7 @@ def _partition(parameters, names, rank, world_size):
     return Flat(piece, tuple(segments)), held
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_200_steps_on_flat_partitions_equal_the_single_process(world_size):
     by_rank = run_distributed_test(_flat_partitions, world_size, SEGMENTED, 200)
     for case in SEGMENTED:

@@ -63,7 +63,7 @@ FINISHED, AGAIN = int(ExitStatus.FINISHED), int(ExitStatus.RUN_AGAIN)
 
 def test_a_poisoned_step_is_skipped_and_the_run_goes_on(micro_config, tmp_path):
     run_dir = tmp_path / "run"
-    assert run(2, micro_config, "engine.zero_stage=2", poisoned=(3, 11)) == [FINISHED] * 2
+    assert run(1, micro_config, poisoned=(3, 11)) == [FINISHED]
     assert records(run_dir, "train/skipped_steps")[12] == 2
     losses = records(run_dir)
     assert [step for step, loss in losses.items() if loss is None] == [4, 12]
@@ -74,7 +74,7 @@ def test_a_poisoned_step_is_skipped_and_the_run_goes_on(micro_config, tmp_path):
 
 def test_a_run_that_diverges_goes_back_and_takes_other_data_first(micro_config, tmp_path):
     fixed = ["schedule.length=24", "guard={patience_steps: 2, roll_backs: 1}", "model.drop_path_rate=0"]
-    straight, bent, cut = (tmp_path / name for name in ("straight", "bent", "cut"))
+    straight, bent = tmp_path / "straight", tmp_path / "bent"
     assert run(2, micro_config, *fixed, f"run.dir={straight}") == [FINISHED] * 2
     # Steps 7 and 8 are skipped: back to step 5, steps 5 to 8 change places with 9 to 12.
     assert run(2, micro_config, *fixed, f"run.dir={bent}", poisoned=(7, 8)) == [FINISHED] * 2
@@ -89,25 +89,18 @@ def test_a_run_that_diverges_goes_back_and_takes_other_data_first(micro_config, 
     assert report["why"] == "2 updates in a row were skipped, the last one's gradient is not finite"
     assert [step["skipped"] for step in report["last_steps"]] == [False] * 7 + [True] * 2
 
+
+@pytest.mark.slow
+def test_a_run_that_went_back_takes_the_same_way_after_a_restart(micro_config, tmp_path):
+    fixed = ["schedule.length=24", "guard={patience_steps: 2, roll_backs: 1}", "model.drop_path_rate=0"]
+    bent, cut = tmp_path / "bent", tmp_path / "cut"
+    assert run(2, micro_config, *fixed, f"run.dir={bent}", poisoned=(7, 8)) == [FINISHED] * 2
     # A stop right after the roll-back, before any checkpoint knows of it, and one later.
     assert run(2, micro_config, *fixed, f"run.dir={cut}", poisoned=(7, 8), cut_at=9) == [AGAIN] * 2
     assert run(2, micro_config, *fixed, f"run.dir={cut}", cut_at=11) == [AGAIN] * 2
     assert run(2, micro_config, *fixed, f"run.dir={cut}") == [FINISHED] * 2
     assert records(cut) == records(bent)
-    assert read_ledger(cut) == other
-
-
-def test_without_a_roll_back_a_run_that_diverges_ends_with_a_report(micro_config, tmp_path):
-    told = run(2, micro_config, "guard.patience_steps=2", poisoned=(7, 8))
-    report = tmp_path / "run" / "divergence-00000009.json"
-    wanted = (
-        "step 9: 2 updates in a row were skipped, the last one's gradient is not finite: the newest checkpoint is step "
-        f"5, what came before stands in {report}; lower optim.peak_lr or optim.clip_norm before going on, or allow "
-        "guard.roll_backs"
-    )
-    assert told == [wanted] * 2
-    assert json.loads((tmp_path / "run" / "exit.json").read_text())["status"] == 3
-    assert report.exists()
+    assert read_ledger(cut) == read_ledger(bent)
 
 
 def test_phases_of_other_batch_and_input_size_resume_bitwise_and_lose_no_sample(micro_config, tmp_path):
@@ -121,8 +114,7 @@ def test_phases_of_other_batch_and_input_size_resume_bitwise_and_lose_no_sample(
     assert max(Counter(key for keys in read_ledger(whole).values() for key in keys).values()) == 1
     assert len(records(whole, "val/top1")) == len(records(whole, "val/average_top1")) == 4
     assert records(whole, "train/images_seen")[15] == 96
-    for stop in (4, 6):
-        assert run(2, micro_config, *fixed, f"run.dir={cut}", cut_at=stop) == [AGAIN] * 2
+    assert run(2, micro_config, *fixed, f"run.dir={cut}", cut_at=4) == [AGAIN] * 2
     assert run(2, micro_config, *fixed, f"run.dir={cut}") == [FINISHED] * 2
     assert records(cut) == records(whole)
     assert records(cut, "val/average_loss") == records(whole, "val/average_loss")
