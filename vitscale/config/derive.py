@@ -50,11 +50,6 @@ class Timeline:
         """Length of the run."""
         return self.phases[-1].end_step
 
-    @property
-    def total_images(self) -> int:
-        """Images seen at the run's end."""
-        return self.images_at(self.total_steps)
-
     def phase_at(self, step: int) -> Phase:
         """The phase that a step belongs to; beyond the run the last one."""
         return next((phase for phase in self.phases if step < phase.end_step), self.phases[-1])

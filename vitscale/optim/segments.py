@@ -26,11 +26,6 @@ class Segment:
         """The run's view of the flat tensor, or of a value that is shaped like it: [numel]."""
         return flat.view(-1).narrow(0, self.start, self.numel)
 
-    @property
-    def whole_numel(self) -> int:
-        """Elements of the whole parameter."""
-        return math.prod(self.shape)
-
 
 @dataclass(frozen=True)
 class Flat:

@@ -25,7 +25,7 @@ choice of so many bytes, an estimate. Counted in tests/unit/planning/test_planni
 from dataclasses import dataclass
 
 from vitscale.engine import Precision
-from vitscale.model import Recompute, Variant
+from vitscale.model import Execution, Recompute, Variant
 from vitscale.model.drop_path import drop_path_rates, kept_samples
 from vitscale.planning.states import ELEMENT_BYTES
 
@@ -66,7 +66,7 @@ class ActivationRule:
 
     def recomputes(self, index: int) -> bool:
         """Whether all of a block, counted from 0, is recomputed."""
-        return self.recompute == "full" or (self.recompute == "every_k" and (index + 1) % self.every == 0)
+        return Execution(recompute=self.recompute, every=self.every).recomputes(index)
 
 
 @dataclass(frozen=True)

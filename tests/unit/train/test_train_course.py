@@ -63,7 +63,7 @@ def test_no_image_is_lost_or_seen_twice_and_the_way_from_any_step_is_the_same(da
         further = course.avoiding(restored, data.draw(st.integers(restored, 39)))
         course = further or course
     steps = walked(course)
-    total = course.timeline.total_images
+    total = course.timeline.images_at(course.timeline.total_steps)
     assert sorted(images(steps)) == list(range(course.shift, course.shift + total))
     start = data.draw(st.integers(0, 39))
     assert (course.stretch_from(start).position, course.timeline.phase_at(start).split.global_batch) == steps[start]
