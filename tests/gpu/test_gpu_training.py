@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from vitscale import ranks as process_group
-from vitscale.bench.gpu import LADDER, GpuBench, climb, whole_loop
+from vitscale.bench.gpu import Climb, GpuBench
+from vitscale.bench.ladder import LADDER
 from vitscale.bench.parity import compare_with_cpu
 
 DEVICE = torch.device("cuda")
@@ -34,7 +35,7 @@ def test_the_gpu_computes_what_the_cpu_does():
 
 
 def test_every_rung_of_the_ladder_runs_and_fits_its_formula(ranks, tmp_path):
-    results = list(climb(bench(ranks, tmp_path), "vit_large_patch16_224"))
+    results = list(Climb(bench(ranks, tmp_path), "vit_large_patch16_224").rungs())
     assert len(results) == sum(len(rung.alternatives) for rung in LADDER)
     for result in results:
         if result.failed:
@@ -47,4 +48,5 @@ def test_every_rung_of_the_ladder_runs_and_fits_its_formula(ranks, tmp_path):
 
 
 def test_the_whole_loop_runs(ranks, tmp_path):
-    assert whole_loop(bench(ranks, tmp_path), "vit_base_patch16_224").images_per_s > 0
+    for result in Climb(bench(ranks, tmp_path), "vit_base_patch16_224").whole_loop():
+        assert result.images_per_s > 0

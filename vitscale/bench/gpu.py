@@ -1,22 +1,25 @@
 """One GPU's ladder: images a second, MFU and memory of a model's training step, from eager torch to all levers.
 
-Every rung adds one lever to what came before it, at the real size, on a batch that lies ready; the last row is the
-whole loop on shards of photographs. Without a GPU the same code runs at micro size, to see that it will work on one.
+Every rung adds one lever to what came before it, at the real size, on a batch that lies ready; the last rows are the
+whole loop, on one batch and on shards of photographs. Without a GPU the same code runs at micro size, to see that it
+will work on one.
 """
 
 import gc
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitscale.bench.photo_dataset import CLASSES, SPLIT, write_photo_dataset
-from vitscale.config import BatchSplit, Config, merge_trees
+from vitscale.bench.ladder import LADDER, Rung, RungResult
+from vitscale.bench.photo_dataset import SPLIT, write_photo_dataset
+from vitscale.config import BatchSplit, Config, merge_trees, parse_config
+from vitscale.data.batch import TrainBatch
 from vitscale.engine import TrainEngine, create_engine, resolve_precision
 from vitscale.errors import ConfigError
 from vitscale.losses import Targets, classification_loss
@@ -25,63 +28,19 @@ from vitscale.optim import build_optimizer
 from vitscale.ranks import Ranks
 from vitscale.telemetry import peak_flops, tags
 from vitscale.train.build import build_model, draw_blueprint, executed_flops
+from vitscale.train.feed import Feed
 from vitscale.train.footprint import planned_step_bytes
 from vitscale.train.loop import Trainer
 from vitscale.train.run_directory import RunDirectory
 from vitscale.train.stop import StopRequest
+from vitscale.train.watchdog import Watchdog
 
-IN21K_CLASSES = 21_843
+IN21K = tuple(f"n{label:08d}" for label in range(21_843))
+"""As many classes as ImageNet-21k has."""
+MEMORY_SHARE = 0.9
+"""Of the device's, that a step may take by the plan; the rest is for kernels, their workspaces and gaps."""
 MICRO = {"embed_dim": 64, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "img_size": 56}
 """What makes a model small enough to rehearse on a CPU."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One lever; of several `alternatives` the fastest stays."""
-
-    name: str
-    alternatives: tuple[Mapping[str, Any], ...]
-    stays: bool = True
-    """Whether the rungs above it keep it."""
-
-
-def _rung(name: str, stays: bool = True, **sections: Mapping[str, Any]) -> Rung:
-    return Rung(name, (sections,), stays)
-
-
-LADDER: tuple[Rung, ...] = (
-    _rung("eager, class token, unfused AdamW", model={"pool": "token"}, optim={"fused": False}),
-    _rung("each block compiled", engine={"compile": True}),
-    _rung("256 tokens: mean pooling, no class token", model={"pool": "avg"}),
-    Rung(
-        "best attention kernel",
-        tuple({"engine": {"attention": kernel}} for kernel in ("auto", "cudnn", "flash", "efficient")),
-    ),
-    _rung("fused AdamW", optim={"fused": None}),
-    _rung("head padded to 64", model={"head_multiple": 64}),
-    _rung("drop path 0.4 as mask", stays=False, model={"drop_path_rate": 0.4}),
-    _rung("drop path 0.4 as subset", stays=False, model={"drop_path_rate": 0.4, "drop_path_mode": "subset"}),
-    _rung("selective recomputation", stays=False, engine={"activation_checkpointing": "selective"}),
-    _rung("full recomputation", stays=False, engine={"activation_checkpointing": "full"}),
-    _rung("float8 products", stays=False, engine={"fp8": True}),
-)
-
-
-@dataclass(frozen=True)
-class RungResult:
-    """What a rung comes to; None for what the device does not tell."""
-
-    model: str
-    rung: str
-    micro_batch: int
-    images_per_s: float | None = None
-    mfu: float | None = None
-    executed_mfu: float | None = None
-    peak_bytes: int | None = None
-    planned_bytes: int | None = None
-    loss: float | None = None
-    failed: str = ""
-    """Why it could not run."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +52,13 @@ class GpuBench:
     folder: Path
     """For shards and run directories."""
     micro_batch: int
+    """Images of a step, or as many as fit of half, a quarter and so on."""
     steps: int
     """Counted steps of each rung."""
     workers: int
     say: Callable[[str], None]
+    memory_bytes: int | None = None
+    """Of the device; None where it sets no limit."""
 
     @property
     def on_gpu(self) -> bool:
@@ -109,84 +71,103 @@ class GpuBench:
         return peak_flops(torch.cuda.get_device_name(self.ranks.device)) if self.on_gpu else None
 
 
-def climb(bench: GpuBench, model_name: str, rungs: Iterable[Rung] = LADDER) -> Iterator[RungResult]:
-    """Measure the rungs from the bottom; what cannot run says why and is left out of those above it."""
-    tree = _base_tree(bench, model_name)
-    for rung in rungs:
-        tried = [(change, _measured(bench, rung, merge_trees(tree, change))) for change in rung.alternatives]
-        for change, result in tried:
-            if len(tried) > 1:
-                ((section, keys),) = change.items()
-                result = replace(result, rung=f"{rung.name}: {section}.{'='.join(map(str, *keys.items()))}")
+class Climb:
+    """One model's way up the ladder; what it has reached stays for the whole loop."""
+
+    def __init__(self, bench: GpuBench, model_name: str) -> None:
+        """Stand at the bottom, with a micro-batch that the device's memory holds by the plan."""
+        self._bench = bench
+        self._model_name = model_name
+        self._tree = _base_tree(bench, model_name)
+        while not self._fits() and self.micro_batch % 4 == 0:  # mixup pairs images, so a half is even too
+            self._tree = merge_trees(self._tree, _batch_of(self.micro_batch // 2))
+
+    @property
+    def micro_batch(self) -> int:
+        """Images a step."""
+        found: int = self._tree["batch"]["micro_batch"]
+        return found
+
+    def rungs(self, rungs: Iterable[Rung] = LADDER) -> Iterator[RungResult]:
+        """Measure from the bottom; what cannot run says why and is left out of what stands above it."""
+        for rung in rungs:
+            tried = [
+                (change, _measured(self._bench, rung, merge_trees(self._tree, change))) for change in rung.alternatives
+            ]
+            for change, result in tried:
+                if len(tried) > 1:
+                    ((section, keys),) = change.items()
+                    result = replace(result, rung=f"{rung.name}: {section}.{'='.join(map(str, *keys.items()))}")
+                yield result
+            ran = [(change, result) for change, result in tried if not result.failed]
+            if ran and rung.stays:
+                self._tree = merge_trees(self._tree, max(ran, key=lambda pair: pair[1].images_per_s or 0.0)[0])
+
+    def whole_loop(self) -> Iterator[RungResult]:
+        """The trainer with telemetry and guard and all levers that stay: on a batch that is there, then on shards."""
+        photos = self._bench.folder / "photos"
+        if not (photos / "dataset.json").exists():
+            images, distinct = (2048, 16) if self._bench.on_gpu else (64, 2)
+            write_photo_dataset(photos, max(images, 2 * self.micro_batch), 64, distinct, IN21K)
+        for data, feed in (("one batch, again and again", _SameBatch), ("shards of photographs", Feed)):
+            self._bench.say(f"{self._model_name}: the whole loop on {data}")
+            with _memory_of_its_own(self._bench):
+                result = self._run_trainer(photos, f"the whole loop on {data}", feed)
             yield result
-        ran = [(change, result) for change, result in tried if not result.failed]
-        if ran and rung.stays:
-            tree = merge_trees(tree, max(ran, key=lambda pair: pair[1].images_per_s or 0.0)[0])
+
+    def _fits(self) -> bool:
+        memory_bytes = self._bench.memory_bytes
+        if memory_bytes is None:
+            return True
+        config = _parse(self._tree)
+        with torch.device("meta"):
+            model = build_model(config)
+        precision = resolve_precision(config.engine.precision, self._bench.ranks.device)
+        return planned_step_bytes(config, model, _split(config), precision) <= MEMORY_SHARE * memory_bytes
+
+    def _run_trainer(self, photos: Path, what: str, feed: type[Feed]) -> RungResult:
+        bench = self._bench
+        steps = 4 * bench.steps
+        run_dir = bench.folder / f"run-{self._model_name}-{feed.__name__}"
+        changes = {
+            "run": {"dir": str(run_dir)},
+            "data": {"train": {"path": str(photos), "split": SPLIT}, "workers": bench.workers},
+            "schedule": {"length": steps},
+            "log": {"every_steps": bench.steps},
+            "checkpoint": {"every_steps": 10 * steps},
+        }
+        config = _parse(merge_trees(self._tree, changes))
+        blueprint = draw_blueprint(config, bench.ranks)
+        directory = RunDirectory.open(config, bench.ranks)
+        watchdog = Watchdog(config.watchdog, bench.ranks, directory)
+        trainer = Trainer(blueprint, bench.ranks, StopRequest(), directory, watchdog)
+        trainer.feed = feed(blueprint, bench.ranks)
+        with suppress(_MeasuredError):
+            trainer.save = _stop_here  # type: ignore[method-assign]
+            trainer.run()
+        lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        last = next(json.loads(line) for line in reversed(lines) if tags.TRAIN_LOSS in line)
+        return RungResult(
+            self._model_name,
+            what,
+            self.micro_batch,
+            images_per_s=last[tags.PERF_IMAGES_PER_S],
+            mfu=last.get(tags.PERF_MFU),
+            executed_mfu=last.get(tags.PERF_EXECUTED_MFU),
+            peak_bytes=last.get(tags.MACHINE_DEVICE_PEAK_BYTES),
+            loss=last[tags.TRAIN_LOSS],
+        )
 
 
-def whole_loop(bench: GpuBench, model_name: str) -> RungResult:
-    """The trainer with data, telemetry and guard on shards of photographs, with the levers that stay."""
-    photos = bench.folder / "photos"
-    if not (photos / "dataset.json").exists():
-        write_photo_dataset(photos, images=max(2048 if bench.on_gpu else 64, 2 * bench.micro_batch), shard_images=64)
-    tree = _base_tree(bench, model_name)
-    for rung in LADDER:
-        if rung.stays:
-            tree = merge_trees(tree, rung.alternatives[0])
-    steps = 4 * bench.steps
-    run_dir = bench.folder / f"run-{model_name}"
-    changes = {
-        "run": {"dir": str(run_dir)},
-        "model": {"num_classes": len(CLASSES)},
-        "data": {"train": {"path": str(photos), "split": SPLIT}, "workers": bench.workers},
-        "schedule": {"length": steps},
-        "log": {"every_steps": bench.steps},
-        "checkpoint": {"every_steps": 10 * steps},
-        "engine": {"compile": bench.on_gpu},
-    }
-    config = Config.model_validate(merge_trees(tree, changes))
-    directory = RunDirectory.open(config, bench.ranks)
-    trainer = Trainer(draw_blueprint(config, bench.ranks), bench.ranks, StopRequest(), directory)
-    with suppress(_MeasuredError):
-        trainer.save = _stop_here  # type: ignore[method-assign]
-        trainer.run()
-    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    last = next(json.loads(line) for line in reversed(lines) if tags.TRAIN_LOSS in line)
-    return RungResult(
-        model_name,
-        f"the whole loop on photographs, {bench.workers} workers",
-        bench.micro_batch,
-        images_per_s=last[tags.PERF_IMAGES_PER_S],
-        mfu=last.get(tags.PERF_MFU),
-        executed_mfu=last.get(tags.PERF_EXECUTED_MFU),
-        peak_bytes=last.get(tags.MACHINE_DEVICE_PEAK_BYTES),
-        loss=last[tags.TRAIN_LOSS],
-    )
+class _SameBatch(Feed):
+    """Reads one batch and gives it in place of every other one: what a step costs when data is always there."""
 
+    _batch: TrainBatch | None = None
 
-HEADER = (
-    "| rung | images/s | MFU | executed MFU | peak, GB | planned, GB | peak / planned |",
-    "|---|--:|--:|--:|--:|--:|--:|",
-)
-
-
-def table_row(result: RungResult) -> str:
-    """A row under `HEADER`."""
-    if result.failed:
-        return f"| {result.rung} | {result.failed} | | | | | |"
-    peak, planned = result.peak_bytes, result.planned_bytes
-    cells = [
-        f"{result.images_per_s:.1f}",
-        *("" if share is None else f"{share:.1%}" for share in (result.mfu, result.executed_mfu)),
-        *("" if held is None else f"{held / 1e9:.1f}" for held in (peak, planned)),
-        f"{peak / planned:.3f}" if peak and planned else "",
-    ]
-    return f"| {result.rung} | {' | '.join(cells)} |"
-
-
-def as_json(results: Sequence[RungResult]) -> str:
-    """All results as JSON."""
-    return json.dumps([asdict(result) for result in results], indent=1) + "\n"
+    def take(self) -> TrainBatch:
+        if self._batch is None:
+            self._batch = super().take()
+        return self._batch
 
 
 class _MeasuredError(Exception):
@@ -200,10 +181,10 @@ def _stop_here() -> None:
 def _base_tree(bench: GpuBench, model_name: str) -> dict[str, Any]:
     """Config of the lowest rung; the data is never read but by the whole loop."""
     return {
-        "model": {"name": model_name, "num_classes": IN21K_CLASSES, "representation_size": 0}
+        "model": {"name": model_name, "num_classes": len(IN21K), "representation_size": 0}
         | ({} if bench.on_gpu else MICRO),
         "data": {"train": {"path": "photographs", "split": SPLIT}, "lanes": 64, "block": 1},
-        "batch": {"global_batch": bench.micro_batch, "micro_batch": bench.micro_batch},
+        **_batch_of(bench.micro_batch),
         "optim": {"peak_lr": 1e-4, "weight_decay": 0.03},
         "schedule": {"length": 1000},
         "loss": {"kind": "sigmoid"},
@@ -212,26 +193,49 @@ def _base_tree(bench: GpuBench, model_name: str) -> dict[str, Any]:
     }
 
 
+def _parse(tree: Mapping[str, Any]) -> Config:
+    return parse_config(tree, source="bench gpu")
+
+
+def _batch_of(images: int) -> dict[str, dict[str, int]]:
+    return {"batch": {"global_batch": images, "micro_batch": images}}
+
+
+def _split(config: Config) -> BatchSplit:
+    return BatchSplit(config.batch.global_batch, config.batch.micro_batch, 1, 1)
+
+
 def _measured(bench: GpuBench, rung: Rung, tree: Mapping[str, Any]) -> RungResult:
-    result = RungResult(tree["model"]["name"], rung.name, bench.micro_batch)
+    result = RungResult(tree["model"]["name"], rung.name, tree["batch"]["micro_batch"])
     bench.say(f"{result.model}: {rung.name}")
     try:
-        config = Config.model_validate(tree)
-        found = _time_steps(bench, config)
-    except (ConfigError, ValueError) as error:
-        return replace(result, failed=str(error).splitlines()[-1])
+        with _memory_of_its_own(bench):
+            found = _time_steps(bench, _parse(tree))
+    except ConfigError as error:
+        return replace(result, failed=str(error))
     except torch.OutOfMemoryError:
         return replace(result, failed="out of memory")
+    except Exception as error:  # a kernel or compiler of this machine that fails must not cost the other rungs
+        return replace(result, failed=f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}")
+    return replace(result, **found)
+
+
+@contextmanager
+def _memory_of_its_own(bench: GpuBench) -> Iterator[None]:
+    """What is allocated inside is given back, and the device's peak counts from here."""
+    if bench.on_gpu:
+        torch.cuda.reset_peak_memory_stats(bench.ranks.device)
+    try:
+        yield
     finally:
         gc.collect()
         if bench.on_gpu:
             torch.cuda.empty_cache()
-    return replace(result, **found)
 
 
 def _time_steps(bench: GpuBench, config: Config) -> dict[str, Any]:
-    ranks, micro_batch = bench.ranks, bench.micro_batch
-    split = BatchSplit(micro_batch, micro_batch, 1, 1)
+    ranks, split = bench.ranks, _split(config)
+    micro_batch = split.micro_batch
     torch.manual_seed(0)
     with ranks.device:  # a gigantic model's first weights are drawn in seconds there
         model = build_model(config)

@@ -30,11 +30,15 @@ CLASSES = tuple(f"n{label:08d}" for label in range(1000))
 TAR_BLOCK_BYTES = 512
 
 
-def write_photo_dataset(folder: Path, images: int, shard_images: int, distinct: int = 16) -> Path:
+def write_photo_dataset(
+    folder: Path, images: int, shard_images: int, distinct: int = 16, classes: Sequence[str] = CLASSES
+) -> Path:
     """A dataset of `images` photographs of 400 x 350 pixels and about 98 KB, some of them alike; gives its folder."""
     photos, *_ = photographs(distinct).values()
-    labels = np.random.default_rng(0).integers(0, len(CLASSES), images).tolist()
-    samples = list(zip(islice(cycle(photos), images), labels, strict=True))
+    drawn = np.random.default_rng(0).integers(0, len(classes), images).tolist()
+    samples = [
+        (photo, label, classes[label]) for photo, label in zip(islice(cycle(photos), images), drawn, strict=True)
+    ]
     folder.mkdir(parents=True)
     rows: dict[str, list[Any]] = {name: [] for name in INDEX_SCHEMA.names}
     shards = []
@@ -44,7 +48,7 @@ def write_photo_dataset(folder: Path, images: int, shard_images: int, distinct: 
         _write_shard(path, first, part, rows)
         shards.append(ShardFile(name=path.name, size_bytes=path.stat().st_size, samples=len(part)))
     table = pa.table(rows, schema=INDEX_SCHEMA)
-    _finish(folder, table, shards, shards_at="")
+    _finish(folder, table, shards, classes, shards_at="")
     return folder
 
 
@@ -64,14 +68,14 @@ def write_long_index(folder: Path, photos: Path, samples: int) -> Path:
         place = table.schema.get_field_index(name)
         table = table.set_column(place, INDEX_SCHEMA.field(name), column)
     shards = read_dataset(photos).splits[SPLIT].shards
-    _finish(folder, table, shards, shards_at=str(photos))
+    _finish(folder, table, shards, CLASSES, shards_at=str(photos))
     return folder
 
 
-def _write_shard(path: Path, first: int, samples: Sequence[tuple[bytes, int]], rows: dict[str, list[Any]]) -> None:
+def _write_shard(path: Path, first: int, samples: Sequence[tuple[bytes, int, str]], rows: dict[str, list[Any]]) -> None:
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, (photo, label) in enumerate(samples, start=first):
-            key, wnid = f"{number:08d}", CLASSES[label]
+        for number, (photo, label, wnid) in enumerate(samples, start=first):
+            key = f"{number:08d}"
             place = (key, path.name, tar.offset + TAR_BLOCK_BYTES, len(photo), label, wnid)
             for column, value in zip(rows.values(), (*place, 400, 350, "jpeg", zlib.crc32(photo)), strict=True):
                 column.append(value)
@@ -81,6 +85,6 @@ def _write_shard(path: Path, first: int, samples: Sequence[tuple[bytes, int]], r
                 tar.addfile(member, io.BytesIO(data))
 
 
-def _finish(folder: Path, table: pa.Table, shards: Sequence[ShardFile], shards_at: str) -> None:
-    files = write_split(folder, SPLIT, CLASSES, table, shards)
-    write_dataset_json(folder, seed=0, plan="bench", classes=CLASSES, splits={SPLIT: files}, shards_at=shards_at)
+def _finish(folder: Path, table: pa.Table, shards: Sequence[ShardFile], classes: Sequence[str], shards_at: str) -> None:
+    files = write_split(folder, SPLIT, classes, table, shards)
+    write_dataset_json(folder, seed=0, plan="bench", classes=classes, splits={SPLIT: files}, shards_at=shards_at)

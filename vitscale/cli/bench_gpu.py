@@ -9,7 +9,8 @@ import torch
 
 from vitscale import ranks as process_group
 from vitscale.bench.data import machine, work_folder
-from vitscale.bench.gpu import HEADER, LADDER, GpuBench, RungResult, as_json, climb, table_row, whole_loop
+from vitscale.bench.gpu import Climb, GpuBench
+from vitscale.bench.ladder import HEADER, LADDER, RungResult, as_json, table_row
 from vitscale.bench.parity import compare_with_cpu
 
 MODELS = ("vit_giant_patch14_224", "vit_huge_patch14_224", "vit_gigantic_patch14_224")
@@ -50,29 +51,37 @@ def gpu(
     ranks = process_group.start()
     try:
         with work_folder(keep) as folder:
-            bench = GpuBench(ranks, folder, micro_batch, steps, workers, lambda text: click.echo(text, err=True))
+            memory_bytes = None
+            if ranks.device.type == "cuda":
+                memory_bytes = torch.cuda.get_device_properties(ranks.device).total_memory
+            bench = GpuBench(ranks, folder, micro_batch, steps, workers, _progress, memory_bytes)
             tell(_device(bench))
             tell("\n| beside the CPU in fp32 | logits | gradients |\n|---|--:|--:|")
             for row in compare_with_cpu(ranks.device):
                 apart = (f"{row.logits:.1e}", f"{row.gradients:.1e}")
                 tell(f"| {row.way} | {' | '.join((row.failed, '') if row.failed else apart)} |")
             for index, model in enumerate(models):
-                tell(f"\n{model}, {micro_batch} images a step{'' if bench.on_gpu else ', at micro size'}\n")
+                climb = Climb(bench, model)
+                tell(f"\n{model}, {climb.micro_batch} images a step{'' if bench.on_gpu else ', at micro size'}\n")
                 tell("\n".join(HEADER))
-                for result in _measured(bench, model, in_full=index == 0):
+                for result in _measured(climb, in_full=index == 0):
                     results.append(result)
                     tell(table_row(result))
     finally:
         process_group.stop()
 
 
-def _measured(bench: GpuBench, model: str, *, in_full: bool) -> Iterator[RungResult]:
+def _measured(climb: Climb, *, in_full: bool) -> Iterator[RungResult]:
     """All rungs and the whole loop, or only the rungs that stay and have no alternatives."""
     if not in_full:
-        yield from climb(bench, model, [rung for rung in LADDER if rung.stays and len(rung.alternatives) == 1])
+        yield from climb.rungs([rung for rung in LADDER if rung.stays and len(rung.alternatives) == 1])
         return
-    yield from climb(bench, model)
-    yield whole_loop(bench, model)
+    yield from climb.rungs()
+    yield from climb.whole_loop()
+
+
+def _progress(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _device(bench: GpuBench) -> str:

@@ -5,7 +5,7 @@ from vitscale.telemetry.board import TensorBoardSink
 from vitscale.telemetry.drawing import Prediction, draw_attention, draw_predictions, draw_similarity
 from vitscale.telemetry.layout import STORY
 from vitscale.telemetry.memory import peak_rss_bytes, reset_peak_rss
-from vitscale.telemetry.meters import PARTS, Interval, LossAverage, PartTimes, StepMeter, peak_flops, slowest_rank
+from vitscale.telemetry.meters import PARTS, Interval, PartTimes, RunningMean, StepMeter, peak_flops, slowest_rank
 from vitscale.telemetry.purge import purge_after, purge_jsonl
 from vitscale.telemetry.second import SecondSink, check_second_sink, open_second_sink
 from vitscale.telemetry.sinks import ConsoleSink, JsonlSink, MetricWriter, Sink
@@ -17,11 +17,11 @@ __all__ = [
     "ConsoleSink",
     "Interval",
     "JsonlSink",
-    "LossAverage",
     "MetricWriter",
     "PartTimes",
     "Prediction",
     "SecondSink",
+    "RunningMean",
     "Sink",
     "StepMeter",
     "TensorBoardSink",

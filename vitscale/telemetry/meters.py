@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, Self
 
 from vitscale.telemetry import tags
 
@@ -224,32 +224,35 @@ class StepMeter:
         return interval
 
 
-class LossAverage:
-    """Exponential moving average of the training loss over steps, with the bias of its start taken out.
+@dataclass(frozen=True)
+class RunningMean:
+    """Exponential mean over about `window` values, with the bias of its start taken out.
 
-    The correction is Adam's (Kingma and Ba 2015, section 3): the mean of one loss is that loss.
+    The correction is Adam's (Kingma and Ba 2015, section 3): the mean of one value is that value.
     """
 
-    def __init__(self, decay: float = 0.99) -> None:
-        """Start with no loss; the average looks back over about 1 / (1 - decay) steps."""
-        self._decay = decay
-        self._sum = self._weight = 0.0
+    window: int
+    count: int = 0
+    total: float = 0.0
 
-    def resume(self, value: float, steps: int) -> None:
-        """Go on from an average that `steps` losses had led to."""
-        self._weight = 1.0 - self._decay**steps
-        self._sum = value * self._weight
-
-    def add(self, losses: Sequence[float]) -> None:
-        """Take in the losses of steps; one that is not finite is passed over."""
-        for loss in filter(math.isfinite, losses):
-            self._sum = self._decay * self._sum + (1.0 - self._decay) * loss
-            self._weight = self._decay * self._weight + 1.0 - self._decay
+    @classmethod
+    def resumed(cls, window: int, count: int, value: float) -> Self:
+        """The mean that so many values had led to."""
+        return cls(window, count, value * (1 - (1 - 1 / window) ** count))
 
     @property
     def value(self) -> float:
-        """The average; NaN before the first loss."""
-        return self._sum / self._weight if self._weight else math.nan
+        """The mean; NaN before the first value."""
+        return self.total / (1 - (1 - 1 / self.window) ** self.count) if self.count else math.nan
+
+    @property
+    def warm(self) -> bool:
+        """Whether it has seen a whole window."""
+        return self.count >= self.window
+
+    def with_value(self, value: float) -> Self:
+        """The mean once `value` is in it."""
+        return type(self)(self.window, self.count + 1, self.total + (value - self.total) / self.window)
 
 
 def slowest_rank(own_step_s: Sequence[float]) -> dict[str, float]:

@@ -61,10 +61,14 @@ class Feed:
         assert self._stretch is not None
         for _ in range(self._stretch.phase.split.grad_accum):
             started_s = time.perf_counter()
-            batch = next(self._loader)
+            batch = self.take()
             on_batch(batch, time.perf_counter() - started_s, self._loader.ready)
             seen.append(batch)
             yield self._on_device(batch)
+
+    def take(self) -> TrainBatch:
+        """The next micro-batch, as it comes from the loader."""
+        return next(self._loader)
 
     def close(self) -> None:
         """End the loader; the next step opens another one."""

@@ -10,35 +10,12 @@ import math
 from collections import deque
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from vitscale.config import GuardSection
+from vitscale.telemetry import RunningMean
 
 REMEMBERED_STEPS = 200
-
-
-@dataclass(frozen=True)
-class RunningMean:
-    """Exponential mean over about `window` values, without the bias of its start (Kingma and Ba 2015)."""
-
-    window: int
-    count: int = 0
-    total: float = 0.0
-
-    @property
-    def value(self) -> float | None:
-        """The mean; None before the first value."""
-        decay = 1 - 1 / self.window
-        return self.total / (1 - decay**self.count) if self.count else None
-
-    @property
-    def warm(self) -> bool:
-        """Whether it has seen a whole window."""
-        return self.count >= self.window
-
-    def with_value(self, value: float) -> Self:
-        """The mean once `value` is in it."""
-        return type(self)(self.window, self.count + 1, self.total + (value - self.total) / self.window)
 
 
 @dataclass
@@ -90,7 +67,7 @@ class StepGuard:
         """Whether to make the update of this step, given the global gradient norm before clipping."""
         factor, mean = self._norm_factor, self._norm
         limit = math.inf
-        if factor is not None and mean.warm and mean.value is not None:
+        if factor is not None and mean.warm:
             limit = factor * mean.value
         accepted = math.isfinite(grad_norm) and grad_norm <= limit
         if accepted:
@@ -108,7 +85,7 @@ class StepGuard:
         if self._last:
             self._last[-1].loss = loss
         factor, mean = self._loss_factor, self._loss
-        if factor is not None and mean.warm and mean.value is not None and loss > factor * mean.value:
+        if factor is not None and mean.warm and loss > factor * mean.value:
             return f"loss {loss:.4g} is over {factor:g} times its running mean {mean.value:.4g}"
         if math.isfinite(loss):
             self._loss = mean.with_value(loss)
@@ -126,6 +103,7 @@ class StepGuard:
 
     def write_report(self, path: Path, why: str, more: dict[str, Any]) -> None:
         """Write what is known of the last steps as JSON, for a person."""
-        usual = {"grad_norm": self._norm.value, "loss": self._loss.value}
+        means = {"grad_norm": self._norm, "loss": self._loss}
+        usual = {name: mean.value if mean.count else None for name, mean in means.items()}
         last = [{k: v if v is None or math.isfinite(v) else str(v) for k, v in asdict(s).items()} for s in self._last]
         path.write_text(json.dumps({"why": why, **more, "running_means": usual, "last_steps": last}, indent=1) + "\n")

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,8 +22,8 @@ from vitscale.telemetry import (
     ConsoleSink,
     Interval,
     JsonlSink,
-    LossAverage,
     MetricWriter,
+    RunningMean,
     Sink,
     StepMeter,
     TensorBoardSink,
@@ -36,6 +37,7 @@ from vitscale.train.build import Blueprint
 
 log = logging.getLogger(__name__)
 
+_AVERAGED_STEPS = 100
 _TAIL_BYTES = 1 << 16
 
 
@@ -51,7 +53,7 @@ class Reporter:
         self._epoch_images = blueprint.source.epoch_images
         self._substituted = 0
         self._losses: list[Tensor] = []
-        self._average = LossAverage()
+        self._average = RunningMean(_AVERAGED_STEPS)
         self._meter = StepMeter(flops_per_image=train_flops(blueprint.variant))
         peak = peak_flops(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
         self._peak_flops = peak and peak * ranks.world_size
@@ -60,7 +62,7 @@ class Reporter:
             _announce(blueprint, ranks, start_step)
             metrics = run_dir / "metrics.jsonl"
             if (found := last_value(metrics, tags.TRAIN_LOSS_EMA)) is not None:
-                self._average.resume(found[1], steps=found[0])
+                self._average = RunningMean.resumed(_AVERAGED_STEPS, *found)
             self._writer = MetricWriter(_open_sinks(blueprint, run_dir, start_step))
 
     def begin(self) -> None:
@@ -110,7 +112,8 @@ class Reporter:
         losses, substituted, parts_s, ranks = self._shared(own_losses, interval)
         if not self._ranks.is_main:
             return losses[-1]
-        self._average.add(losses)
+        for loss in filter(math.isfinite, losses):
+            self._average = self._average.with_value(loss)
         scalars: dict[str, float] = {
             tags.TRAIN_LOSS: losses[-1],
             tags.TRAIN_LOSS_EMA: self._average.value,

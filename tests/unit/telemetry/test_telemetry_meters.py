@@ -1,11 +1,12 @@
 import math
+from functools import reduce
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscale.telemetry import LossAverage, StepMeter, peak_flops, slowest_rank, tags
+from vitscale.telemetry import RunningMean, StepMeter, peak_flops, slowest_rank, tags
 
 
 @dataclass
@@ -151,30 +152,27 @@ def test_the_slowest_rank_is_named_with_its_lag_over_the_median():
     assert slowest_rank([0.0, 0.0])[tags.MACHINE_SLOWEST_RANK_LAG] == 0.0
 
 
-@given(st.lists(st.floats(min_value=-10, max_value=10), min_size=1, max_size=50), st.data())
-def test_the_average_is_the_weighted_mean_however_the_losses_come(losses, data):
-    average = LossAverage(decay=0.75)
-    cut = data.draw(st.integers(min_value=0, max_value=len(losses)))
-    average.add(losses[:cut])
-    average.add([math.nan, math.inf])
-    average.add(losses[cut:])
-    weights = [0.75**age for age in reversed(range(len(losses)))]
-    mean = sum(w * loss for w, loss in zip(weights, losses, strict=True)) / sum(weights)
-    assert average.value == pytest.approx(mean, abs=1e-12)
+def mean_of(values, start=RunningMean(4)):
+    return reduce(RunningMean.with_value, values, start)
 
 
-def test_an_average_goes_on_from_where_it_was():
-    losses = [3.0, 2.0, 2.5, 1.0]
-    whole, half, rest = (LossAverage() for _ in range(3))
-    whole.add(losses)
-    half.add(losses[:2])
-    rest.resume(half.value, steps=2)
-    rest.add(losses[2:])
-    assert rest.value == pytest.approx(whole.value, rel=1e-12)
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=60), st.integers(1, 20))
+def test_a_running_mean_is_the_weighted_one(values, window):
+    mean = mean_of(values, RunningMean(window))
+    weights = [(1 - 1 / window) ** age for age in reversed(range(len(values)))]
+    expected = sum(w * value for w, value in zip(weights, values, strict=True)) / sum(weights)
+    assert mean.value == pytest.approx(expected, rel=1e-9)
+    assert mean.warm == (len(values) >= window)
 
 
-def test_there_is_no_average_before_the_first_loss():
-    assert math.isnan(LossAverage().value)
+def test_a_mean_goes_on_from_where_it_was():
+    values = [3.0, 2.0, 2.5, 1.0]
+    resumed = RunningMean.resumed(4, 2, mean_of(values[:2]).value)
+    assert mean_of(values[2:], resumed).value == pytest.approx(mean_of(values).value, rel=1e-12)
+
+
+def test_there_is_no_mean_before_the_first_value():
+    assert math.isnan(RunningMean(4).value)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from vitscale.config import GuardSection
-from vitscale.train.guard import RunningMean, StepGuard
+from vitscale.train.guard import StepGuard
 
 
 def judged(guard, norms, first=0):
@@ -16,17 +16,6 @@ def judged(guard, norms, first=0):
         guard.begin(step)
         verdicts.append(guard.accept(norm))
     return verdicts
-
-
-@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=60), st.integers(1, 20))
-def test_the_running_mean_is_the_weighted_one(values, window):
-    mean = RunningMean(window)
-    for value in values:
-        mean = mean.with_value(value)
-    weights = [(1 - 1 / window) ** age for age in reversed(range(len(values)))]
-    wanted = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-    assert mean.value == pytest.approx(wanted, rel=1e-9)
-    assert mean.warm == (len(values) >= window)
 
 
 def test_only_what_is_not_finite_is_skipped_by_default():
