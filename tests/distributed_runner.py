@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 # A fork server imports these once a session; a rank forked from it starts in milliseconds.
-PRELOAD = ["pytest", "hypothesis", "torch", "deepspeed"]
+PRELOAD = ["pytest", "hypothesis", "torch", "deepspeed", "vitscale.train"]
 # Once a rank has failed, the others get this long to end by themselves and tell their errors.
 GRACE_S = 10.0
 
@@ -32,7 +32,7 @@ def run_distributed_test(fn, world_size, *args, timeout_s=120, init=True):
         init: whether the process group is up when `fn` is called; if not, `fn` may start it itself, from the
             environment that torchrun would have set.
     """
-    context = _context()
+    context = forkserver_context()
     call = pickle.dumps((fn, args))
     # As under torchrun, the store is not rank 0's: it has its port before any rank looks for it.
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -40,15 +40,7 @@ def run_distributed_test(fn, world_size, *args, timeout_s=120, init=True):
     try:
         for rank in range(world_size):
             reader, writer = context.Pipe(duplex=False)
-            environment = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "LOCAL_WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(store.port),
-                "TORCHELASTIC_USE_AGENT_STORE": "True",
-            }
+            environment = rank_environment(rank, world_size, store.port)
             process = context.Process(target=_run_rank, args=(rank, world_size, call, init, environment, writer))
             process.start()
             writer.close()  # the rank holds the only other end: its death ends the pipe
@@ -67,7 +59,21 @@ def run_distributed_test(fn, world_size, *args, timeout_s=120, init=True):
     return [outcomes[rank][1] for rank in range(world_size)]
 
 
-def _context():
+def rank_environment(rank, world_size, store_port):
+    """What torchrun sets for a rank of one node, where somebody else holds the store."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store_port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+
+
+def forkserver_context():
+    """Processes forked from a server that has imported all that takes long."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     # What the server imports must see these; the test process itself is left as it is.

@@ -72,10 +72,14 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Whether `flag` is set on at least one rank."""
-        votes = torch.tensor([int(flag)])
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """For each of the flags whether it is set on at least one rank."""
+        votes = torch.tensor(flags, dtype=torch.int64)
         if self.world_size > 1:
             dist.all_reduce(votes)
-        return bool(votes.item())
+        return [count > 0 for count in votes.tolist()]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum of `tensor` over all ranks, as a new tensor of its shape, type and device."""

@@ -38,9 +38,10 @@ def build(
     precision: str = "fp32",
     average: AverageSection | None = None,
     optim: OptimSection = ADAMW,
+    micro_batch: int = MICRO_BATCH,
 ) -> TrainEngine:
     model = micro_model()
-    split = BatchSplit(GLOBAL_BATCH, MICRO_BATCH, GLOBAL_BATCH // (MICRO_BATCH * world_size), world_size)
+    split = BatchSplit(GLOBAL_BATCH, micro_batch, GLOBAL_BATCH // (micro_batch * world_size), world_size)
     return create_engine(
         model,
         build_optimizer(model, optim),
@@ -54,22 +55,24 @@ def build(
     )
 
 
-def micro_batches(step: int, rank: int, world_size: int) -> Iterator[MicroBatch]:
+def micro_batches(step: int, rank: int, world_size: int, micro_batch: int = MICRO_BATCH) -> Iterator[MicroBatch]:
     """A rank's share of the step's batch, which is the same whatever the number of ranks."""
     generator = torch.Generator().manual_seed(step)
     labels = torch.randint(CLASSES, (GLOBAL_BATCH,), generator=generator)
     patterns = torch.randn(CLASSES, 3, IMAGE_PX, IMAGE_PX, generator=torch.Generator().manual_seed(99))
     images = patterns[labels] + torch.randn(GLOBAL_BATCH, 3, IMAGE_PX, IMAGE_PX, generator=generator)
-    rows = torch.arange(GLOBAL_BATCH)[rank::world_size].split(MICRO_BATCH)
+    rows = torch.arange(GLOBAL_BATCH)[rank::world_size].split(micro_batch)
     yield from ((images[piece], labels[piece]) for piece in rows)
 
 
-def train(engine: TrainEngine, steps: range, rank: int, world_size: int) -> list[tuple[float, float]]:
+def train(
+    engine: TrainEngine, steps: range, rank: int, world_size: int, micro_batch: int = MICRO_BATCH
+) -> list[tuple[float, float]]:
     """This rank's loss and the global gradient norm of each step."""
     curve = []
     for step in steps:
         lr = learning_rate(step, kind="cosine", peak_lr=5e-3, total_steps=50, warmup_steps=2, final_lr=0.0)
-        result = engine.train_step(micro_batches(step, rank, world_size), lr)
+        result = engine.train_step(micro_batches(step, rank, world_size, micro_batch), lr)
         curve.append((float(result.loss), float(result.grad_norm)))
     return curve
 

@@ -1,16 +1,11 @@
-"""Every engine at every ZeRO stage against the single-process oracle, and their state against each other."""
-
-from pathlib import Path
+"""The engines against the single-process oracle. Their state on the move is in test_checkpoint_matrix."""
 
 import pytest
 import torch
 from distributed_runner import run_distributed_test
-from engine_cases import build, load, manifest_of, micro_batches, micro_model, save, train
+from engine_cases import build, micro_batches, train
 
-from vitscale.checkpoint import stored_weights
 from vitscale.engine import MASTER
-
-STAGES = (0, 1, 2, 3)
 
 
 def _all_curves(rank, world_size, steps):
@@ -29,55 +24,6 @@ def test_20_steps_without_zero_match_the_single_process_oracle():
         assert loss == pytest.approx([value for value, _ in oracle], rel=1e-5), case
         assert norm == pytest.approx([value for _, value in oracle], rel=1e-4), case
     assert oracle[-1][0] < oracle[0][0] - 0.1, "the oracle itself has to learn"
-
-
-def _save_all(rank, world_size, folder):
-    outcome = {}
-    for stage in STAGES:
-        engine = build("deepspeed", stage, rank, world_size)
-        train(engine, range(4), rank, world_size)
-        counted = save(engine, folder / f"stage{stage}", rank)
-        logits = engine.predict(next(micro_batches(0, 0, 1))[0])
-        onward = train(engine, range(4, 8), rank, world_size)
-        torch.distributed.barrier()
-        again = build("deepspeed", stage, rank, world_size)
-        load(again, folder / f"stage{stage}", world_size, counted)
-        resumed = train(again, range(4, 8), rank, world_size)
-        outcome[stage] = counted, onward, resumed, logits
-    return outcome
-
-
-def _load_all(rank, world_size, folder, stage, optimizer_steps):
-    curves = {}
-    for saved_stage in STAGES:
-        engine = build("deepspeed", stage, rank, world_size)
-        load(engine, folder / f"stage{saved_stage}", 2, optimizer_steps)
-        curves[saved_stage] = train(engine, range(4, 8), rank, world_size)
-    return curves
-
-
-def test_state_resumes_bitwise_and_travels_between_stages_and_world_sizes(tmp_path: Path):
-    saved = run_distributed_test(_save_all, 2, tmp_path)
-    for rank in range(2):
-        for stage in STAGES:
-            counted, onward, resumed, _ = saved[rank][stage]
-            assert counted == 4
-            assert resumed == onward, f"stage {stage}, rank {rank}"
-
-    images, _ = next(micro_batches(0, 0, 1))
-    for stage in STAGES:
-        model = micro_model().eval()
-        model.load_state_dict(stored_weights(tmp_path / f"stage{stage}", manifest_of(2, 4)))
-        with torch.no_grad():
-            torch.testing.assert_close(model(images), saved[0][stage][3], rtol=0, atol=1e-6)
-
-    onward = [(a + b) / 2 for (a, _), (b, _) in zip(saved[0][2][1], saved[1][2][1], strict=True)]
-    for stage, world_size in ((1, 1), (3, 3)):
-        by_rank = run_distributed_test(_load_all, world_size, tmp_path, stage, 4)
-        for saved_stage in STAGES:
-            curves = [[loss for loss, _ in by_rank[rank][saved_stage]] for rank in range(world_size)]
-            mean = [sum(losses) / world_size for losses in zip(*curves, strict=True)]
-            assert mean == pytest.approx(onward, rel=1e-5), (saved_stage, "->", stage, world_size)
 
 
 def _bf16(rank, world_size):

@@ -78,6 +78,7 @@ def _target(case: str, pid: int) -> psutil.Process:
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.fault(16, 17)
 def test_a_stopped_or_lost_launcher_leaves_a_checkpoint_and_no_process(micro_config, tmp_path, case):
     launcher, number, reason, status = CASES[case]
     run_dir = tmp_path / "run"

@@ -61,6 +61,7 @@ def _run(rank, world_size, path, overrides, poisoned, cut_at):
 FINISHED, AGAIN = int(ExitStatus.FINISHED), int(ExitStatus.RUN_AGAIN)
 
 
+@pytest.mark.fault(31)
 def test_a_poisoned_step_is_skipped_and_the_run_goes_on(micro_config, tmp_path):
     run_dir = tmp_path / "run"
     assert run(1, micro_config, poisoned=(3, 11)) == [FINISHED]
@@ -72,6 +73,7 @@ def test_a_poisoned_step_is_skipped_and_the_run_goes_on(micro_config, tmp_path):
     assert all(torch.isfinite(w).all() for w in stored_weights(run_dir / "checkpoints" / tag, manifest).values())
 
 
+@pytest.mark.fault(31)
 def test_a_run_that_diverges_goes_back_and_takes_other_data_first(micro_config, tmp_path):
     fixed = ["schedule.length=24", "guard={patience_steps: 2, roll_backs: 1}", "model.drop_path_rate=0"]
     straight, bent = tmp_path / "straight", tmp_path / "bent"

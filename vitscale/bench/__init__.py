@@ -1,5 +1,6 @@
 """Benchmarks that docs/benchmarks records: things measured side by side in one run."""
 
+from vitscale.bench.checkpoint import CHECKPOINT_ROWS, CheckpointBench, report_checkpoint
 from vitscale.bench.data import ROWS, DataBench, report, work_folder
 from vitscale.bench.decode import DecodeRate, compare_concurrency, compare_decoders, photographs
 from vitscale.bench.engines import EngineTimes, compare_engines
@@ -8,9 +9,11 @@ from vitscale.bench.formats import OTHERS, FormatResult, compare_formats
 from vitscale.bench.step import STEP_ROWS, StepBench, report_step
 
 __all__ = [
+    "CHECKPOINT_ROWS",
     "OTHERS",
     "ROWS",
     "STEP_ROWS",
+    "CheckpointBench",
     "DataBench",
     "DecodeRate",
     "EngineTimes",
@@ -24,6 +27,7 @@ __all__ = [
     "measure_export",
     "photographs",
     "report",
+    "report_checkpoint",
     "report_step",
     "work_folder",
     "write_checkpoint",

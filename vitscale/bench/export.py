@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from vitscale.bench.fragments import fragments_of_rank
 from vitscale.checkpoint import (
     CheckpointStore,
     Manifest,
@@ -16,8 +16,8 @@ from vitscale.checkpoint import (
     rank_file_name,
     record_file,
     write_fragments,
+    write_index,
 )
-from vitscale.engine import MASTER, Fragment
 from vitscale.model import TABLE
 
 # What the export itself costs: the interpreter with all imports is the baseline that is taken off.
@@ -51,22 +51,20 @@ class ExportCost:
     """Of all files written."""
 
 
-def write_checkpoint(name: str, run_dir: Path, ranks: int) -> int:
+def write_checkpoint(name: str, run_dir: Path, ranks: int, stage: int = 2) -> int:
     """Write a run directory with one checkpoint of a variant as `ranks` ranks under ZeRO would; gives its fp32 bytes.
 
-    Weights and both moments of Adam are random; each rank holds one contiguous piece of all parameters.
+    Weights and both moments of Adam are random.
     """
     entry = TABLE[name]
     shapes = parameter_shapes(entry.variant)
-    total = sum(torch.Size(shape).numel() for shape in shapes.values())
     store = CheckpointStore(run_dir)
     staging = store.staging(1, 1)
     files = []
     for rank in range(ranks):
-        fragments = list(_piece(shapes, total * rank // ranks, total * (rank + 1) // ranks))
-        path = staging / rank_file_name(rank)
-        write_fragments(fragments, path)
-        files.append(record_file(path))
+        fragments = fragments_of_rank(shapes, rank, ranks, stage, torch.randn)
+        files.append(write_fragments(fragments, staging / rank_file_name(rank)))
+    files.append(record_file(write_index(staging, ranks)))
     pixels = entry.preprocessing
     data = {"mean": pixels.mean, "std": pixels.std, "val_crop": pixels.crop, "interpolation": pixels.interpolation}
     manifest = Manifest(
@@ -75,7 +73,7 @@ def write_checkpoint(name: str, run_dir: Path, ranks: int) -> int:
         shapes={key: list(shape) for key, shape in shapes.items()}, metrics={}, versions={}, saved_at="", files=files,
     )  # fmt: skip
     store.commit(staging, manifest)
-    return total * 4
+    return sum(torch.Size(shape).numel() for shape in shapes.values()) * 4
 
 
 def measure_export(run_dir: Path, out: Path, format_: str, precision: str, features_only: bool) -> ExportCost:
@@ -84,15 +82,3 @@ def measure_export(run_dir: Path, out: Path, format_: str, precision: str, featu
     done = subprocess.run([sys.executable, "-c", _MEASURE, *words], check=True, stdout=subprocess.PIPE, text=True)
     found = json.loads(done.stdout)
     return ExportCost(format_, precision, found["seconds"], found["peak_rss_bytes"], found["size_bytes"])
-
-
-def _piece(shapes: Mapping[str, tuple[int, ...]], low: int, high: int) -> Iterator[Fragment]:
-    """The fragments of one rank: elements [low, high) of all parameters laid end to end."""
-    start = 0
-    for name, shape in shapes.items():
-        end = start + torch.Size(shape).numel()
-        first, last = max(low, start), min(high, end)
-        if first < last:
-            values = {key: torch.randn(last - first) for key in (MASTER, "exp_avg", "exp_avg_sq")}
-            yield Fragment(name, first - start, values, saved_here=True)
-        start = end

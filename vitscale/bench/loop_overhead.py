@@ -22,6 +22,7 @@ from vitscale.train.build import draw_blueprint
 from vitscale.train.loop import Trainer
 from vitscale.train.run_directory import RunDirectory
 from vitscale.train.stop import StopRequest
+from vitscale.train.watchdog import Watchdog
 
 _WARMUP_STEPS = 2
 
@@ -97,7 +98,8 @@ def measure_loop(
     bare_parts = _Parts()
     between = _BareStepBetween(_bare_step(config, ranks.device, bare_parts), pairs)
     directory = RunDirectory.open(config, ranks)
-    between.trainer = Trainer(draw_blueprint(config, ranks), ranks, between, directory)
+    watchdog = Watchdog(config.watchdog, ranks, directory)  # not started: a bare step in between has no name
+    between.trainer = Trainer(draw_blueprint(config, ranks), ranks, between, directory, watchdog)
     with suppress(_EnoughError):
         between.trainer.run()
     bare, loop = between.bare[_WARMUP_STEPS:], between.loop[_WARMUP_STEPS:]

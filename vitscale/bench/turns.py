@@ -33,14 +33,21 @@ class Ratio:
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, warmup_rounds: int = 2
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warmup_rounds: int = 2,
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, list[Seconds]]:
-    """Times of each contender in each counted round; the order is turned round from one round to the next."""
+    """Times of each contender in each counted round; the order is turned round from one round to the next.
+
+    What `between` does after each turn is not counted.
+    """
     found: dict[str, list[Seconds]] = {name: [] for name in contenders}
     for number in range(warmup_rounds + rounds):
         for name in list(contenders)[:: 1 if number % 2 else -1]:
             gc.collect()  # of what others left behind
             taken = timed(contenders[name])
+            between()
             if number >= warmup_rounds:
                 found[name].append(taken)
     return found

@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from vitscale.checkpoint.containers import DTYPES, Precision
 from vitscale.checkpoint.formats import FORMATS, Hints
+from vitscale.checkpoint.integrity import record_file
 from vitscale.checkpoint.manifest import FileRecord
 from vitscale.checkpoint.portable import PortableModel
-from vitscale.checkpoint.store import record_file
 from vitscale.checkpoint.verification import Verification
 from vitscale.errors import CheckpointError
 from vitscale.model import Variant

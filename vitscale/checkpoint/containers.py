@@ -24,7 +24,7 @@ from vitscale.errors import CheckpointError
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _HEADER_ALIGNMENT = 8
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 # Training scripts keep their arguments beside the weights (DeiT, DINO, MAE): a class with nothing but attributes.
@@ -52,7 +52,7 @@ class TensorFile(Mapping[str, Tensor]):
                 raise ValueError(f"it is {tensor.dtype}, {tensor.layout}: weights are dense floats")
             return tensor
         except Exception as error:  # of any kind: see `_open_npz`
-            raise CheckpointError(f"{self.path}: {printable(key)} cannot be read: {_one_line(error)}") from None
+            raise CheckpointError(f"{self.path}: {printable(key)} cannot be read: {one_line(error)}") from None
 
     def __iter__(self) -> Iterator[str]:
         """The keys, in the file's order."""
@@ -90,7 +90,7 @@ def write_safetensors(
     end = 0
     for key, shape, _ in planned:
         start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
-        header[key] = {"dtype": _SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        header[key] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     with path.open("wb") as file:
@@ -116,7 +116,7 @@ def _open_safetensors(path: Path) -> TensorFile:
         with _mapped(path) as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not a readable safetensors file: {_one_line(error)}") from None
+        raise CheckpointError(f"{path}: not a readable safetensors file: {one_line(error)}") from None
 
     def read(key: str) -> Tensor:
         with _mapped(path) as file:
@@ -149,7 +149,7 @@ def _open_npz(path: Path) -> TensorFile:
     except CheckpointError:
         raise
     except Exception as error:  # damage ends in zlib.error, SyntaxError, TokenError, and what else there may be
-        raise CheckpointError(f"{path}: not a readable npz file: {_one_line(error)}") from None
+        raise CheckpointError(f"{path}: not a readable npz file: {one_line(error)}") from None
 
     def read(key: str) -> Tensor:
         with archive.open(f"{key}.npy") as file:
@@ -176,11 +176,11 @@ def _open_pickle(path: Path) -> TensorFile:
             tree = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: holds more than tensors, which only executing it could read: refused ({_reason(error)}): "
+            f"{path}: holds more than tensors, which only executing it could read: refused ({reason(error)}): "
             "have it saved as a state dict alone, or as safetensors"
         ) from None
     except Exception as error:  # damage ends in AssertionError, IndexError, struct.error, and what else there may be
-        raise CheckpointError(f"{path}: not a readable torch checkpoint: {_reason(error)}") from None
+        raise CheckpointError(f"{path}: not a readable torch checkpoint: {reason(error)}") from None
     tensors = _state_dict_in(tree)
     if not tensors:
         raise CheckpointError(
@@ -205,12 +205,14 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line."""
     return printable(str(error)) or type(error).__name__
 
 
-def _reason(error: BaseException) -> str:
-    """torch explains at length how to read the file all the same, which is not wanted here."""
+def reason(error: BaseException) -> str:
+    """Why torch's unpickler refused a file, without its long advice on how to read it all the same."""
     text = str(error)
-    said = text.partition("WeightsUnpickler error:")[2].strip() or text.strip() or type(error).__name__
+    said = text.partition("WeightsUnpickler error:")[2] or text.rpartition("from a trusted source.")[2]
+    said = said.strip() or type(error).__name__
     return printable(said.splitlines()[0].partition(". Please ")[0])

@@ -31,8 +31,8 @@ from urllib.response import addinfourl
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tqdm import tqdm
 
+from vitscale.checkpoint.integrity import check_file, record_file
 from vitscale.checkpoint.manifest import FileRecord
-from vitscale.checkpoint.store import check_file, record_file
 from vitscale.config.cache import CACHE_VARIABLE, cache_folder
 from vitscale.errors import CheckpointError
 

@@ -16,10 +16,11 @@ from vitscale.checkpoint.adaptation import adapt_to, without_head
 from vitscale.checkpoint.certificate import Certificate, check_round_trip, record_files, write_certificate
 from vitscale.checkpoint.containers import Precision
 from vitscale.checkpoint.formats import FORMATS
+from vitscale.checkpoint.integrity import fsync, sha256_of
 from vitscale.checkpoint.manifest import MANIFEST_NAME, Manifest
 from vitscale.checkpoint.portable import Origin, PortableModel
+from vitscale.checkpoint.source import locate
 from vitscale.checkpoint.state import stored_weights
-from vitscale.checkpoint.store import fsync, locate, sha256_of
 from vitscale.checkpoint.verification import verify_export
 from vitscale.engine import MASTER
 from vitscale.errors import CheckpointError
@@ -76,7 +77,7 @@ def export_model(source: Path, out: Path, options: ExportOptions | None = None, 
     Raises:
         CheckpointError: no valid checkpoint at `source`, `out` exists, or the format cannot hold the model.
     """
-    _check_free(out)
+    check_free(out)
     directory, manifest = locate(source)
     return write_portable(portable_checkpoint(directory, manifest, weights), out, options or ExportOptions())
 
@@ -114,7 +115,7 @@ def write_portable(model: PortableModel, out: Path, options: ExportOptions) -> C
         CheckpointError: `out` exists, the format cannot hold the model, a tensor is damaged, or what was written
             differs from what went in.
     """
-    _check_free(out)
+    check_free(out)
     if options.features_only:
         model = features_of(model, options.format)
     if options.img_size is not None:
@@ -167,7 +168,7 @@ def _publish(staging: Path, out: Path) -> None:
     try:
         staging.rename(out)
     except OSError:
-        _check_free(out)  # something took the name meanwhile
+        check_free(out)  # something took the name meanwhile
         raise
     (out / _LOCK_NAME).unlink()
     fsync(out.parent)
@@ -197,7 +198,12 @@ def features_of(model: PortableModel, format_: str) -> PortableModel:
     return without_head(model) if FORMATS[format_].refusal(headless) else headless
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        CheckpointError: something has the name.
+    """
     if os.path.lexists(out):
         raise CheckpointError(f"{out}: exists already: choose another --out, or remove it")
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from vitscale.errors import CheckpointError
 
@@ -21,6 +21,13 @@ class FileRecord(BaseModel):
     name: str
     size_bytes: int
     sha256: str
+
+    @field_validator("name")
+    @classmethod
+    def _is_plain(cls, value: str) -> str:
+        if value in {"", ".", ".."} or "\0" in value or Path(value).name != value:
+            raise ValueError(f"{value!r} is no name of a file in this folder")
+        return value
 
 
 class Manifest(BaseModel):
@@ -73,24 +80,37 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_NAME
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        body = tree["manifest"]
-        sound = tree["sha256"] == _digest(body)
+        text = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{directory}: no {MANIFEST_NAME}, so the save was never finished") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise CheckpointError(f"{path}: damaged: {error}") from None
+    return parse_manifest(text, str(path))
+
+
+def parse_manifest(text: bytes, where: str) -> Manifest:
+    """Read and check the text of a manifest.
+
+    Raises:
+        CheckpointError: it is damaged, or another version of vitscale wrote it.
+    """
+    try:
+        tree = json.loads(text)
+        body = dict(tree["manifest"])
+        sound = tree["sha256"] == _digest(body)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{where}: damaged: {error}") from None
     if not sound:
-        raise CheckpointError(f"{path}: damaged: its digest does not match its text")
+        raise CheckpointError(f"{where}: damaged: its digest does not match its text")
     if body.get("schema_version") != SCHEMA_VERSION:
         raise CheckpointError(
-            f"{path}: written with checkpoint schema {body.get('schema_version')}, this version reads {SCHEMA_VERSION}"
+            f"{where}: written with checkpoint schema {body.get('schema_version')}, this version reads {SCHEMA_VERSION}"
         )
     try:
         return Manifest.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        raise CheckpointError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise CheckpointError(f"{where}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def _digest(body: Any) -> str:

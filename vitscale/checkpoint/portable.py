@@ -65,6 +65,8 @@ class Hints:
     """What differs from the variant: fields of `Variant`."""
     labels: tuple[str, ...] = ()
     """Class names in label order."""
+    unsafe_pickle: bool = False
+    """Whether to execute pickles of DeepSpeed's that cannot be read otherwise."""
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,40 @@
 
     RUN/checkpoints/step-00001000/manifest.json           last to be written: it makes the tag exist
                                   rank-00000.safetensors  one a rank
+                                  keep                    put there to have this tag never removed
     RUN/checkpoints/.tmp-step-00001200-g3/                 a save under way, or one that was cut off
+    RUN/checkpoints/newest                                 name of the tag that was committed last
 
-Every rank writes and flushes its file into the temporary directory; when all have, rank 0 writes the manifest
-and renames the directory. A cut at any instant leaves the older tags as they were.
+Every rank writes and flushes its file into the temporary directory; when all have, rank 0 writes the manifest and
+renames the directory. A cut at any instant leaves the older tags as they were. `newest` is never believed: tags are
+looked for in the directory. It proves that something was committed once, so that a run whose tags are gone does not
+start over in silence.
 """
 
-import hashlib
+import contextlib
+import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from vitscale.checkpoint.manifest import FileRecord, Manifest, read_manifest, write_manifest
+from vitscale.checkpoint.integrity import file_faults, fsync, size_fault
+from vitscale.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from vitscale.checkpoint.retention import overtaken, standings, steps_to_keep
+from vitscale.config import CheckpointSection
 from vitscale.errors import CheckpointError
 
-_TAG = re.compile(r"step-(\d{8,})")
+log = logging.getLogger(__name__)
+
+POINTER_NAME = "newest"
+PIN_NAME = "keep"
+_TAG = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
+_STAGING = re.compile(r"\.tmp-step-(\d{8,})-g(\d+)")
 
 
 class CheckpointStore:
-    """The checkpoints of one run directory."""
+    """The checkpoints of one run directory. It holds no state, so any thread may use it."""
 
     def __init__(self, run_dir: Path) -> None:
         """Name the store; nothing is created until something is saved."""
@@ -31,12 +45,11 @@ class CheckpointStore:
         """Names of all committed tags, sound or not, the oldest first."""
         if not self.root.is_dir():
             return []
-        found = [entry.name for entry in self.root.iterdir() if _TAG.fullmatch(entry.name)]
-        return sorted(found, key=lambda tag: int(tag.removeprefix("step-")))
+        return sorted((entry.name for entry in self.root.iterdir() if is_tag(entry.name)), key=step_of)
 
     def unfinished(self) -> list[str]:
-        """Names of the directories that cut-off saves left."""
-        return sorted(entry.name for entry in self.root.glob(".tmp-*"))
+        """Names of the directories of saves and removals that are under way or were cut off."""
+        return sorted(entry.name for entry in self.root.glob(".tmp-*") if entry.is_dir())
 
     def path(self, tag: str) -> Path:
         """Directory of a tag."""
@@ -48,16 +61,47 @@ class CheckpointStore:
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
+    def manifest(self, tag: str) -> Manifest:
+        """The manifest of a tag, whose files are not looked at.
+
+        Raises:
+            CheckpointError: it is missing or damaged, or the directory has another tag's name.
+        """
+        manifest = read_manifest(self.path(tag))
+        if tag_of(manifest.step) != tag:
+            raise CheckpointError(
+                f"{self.path(tag)}: holds the checkpoint of step {manifest.step}: give it the name "
+                f"{tag_of(manifest.step)} again"
+            )
+        return manifest
+
+    def manifests(self) -> tuple[dict[str, Manifest], dict[str, str]]:
+        """Every tag's manifest, or a line that says why it has none that can be read."""
+        found: dict[str, Manifest] = {}
+        faults: dict[str, str] = {}
+        for tag in self.tags():
+            try:
+                found[tag] = self.manifest(tag)
+            except CheckpointError as error:
+                faults[tag] = str(error)
+        return found, faults
+
+    def faults(self, tag: str) -> list[str]:
+        """A line for each thing that is wrong with a tag, down to the last byte."""
+        try:
+            return file_faults(self.path(tag), self.manifest(tag).files)
+        except CheckpointError as error:
+            return [str(error)]
+
     def verify(self, tag: str) -> Manifest:
         """Check a tag down to the last byte.
 
         Raises:
             CheckpointError: naming the file, what was expected and what was found.
         """
-        directory = self.path(tag)
-        manifest = read_manifest(directory)
-        for record in manifest.files:
-            check_file(directory / record.name, record)
+        manifest = self.manifest(tag)
+        for fault in file_faults(self.path(tag), manifest.files):
+            raise CheckpointError(fault)
         return manifest
 
     def newest_valid(self) -> tuple[str, Manifest, list[str]] | None:
@@ -66,43 +110,146 @@ class CheckpointStore:
         None when nothing was ever committed.
 
         Raises:
-            CheckpointError: there are tags and none of them is sound. A run must not start over in silence.
+            CheckpointError: there were tags and none of them is sound. A run must not start over in silence.
         """
+        manifests, faults = self.manifests()
+        past = overtaken_tags(manifests)
+        tags, last = sorted([*manifests, *faults], key=step_of), self._pointer()
         passed_over: list[str] = []
-        for tag in reversed(self.tags()):
-            try:
-                return tag, self.verify(tag), passed_over
-            except CheckpointError as error:
-                passed_over.append(str(error))
-        if passed_over:
+        if last and tags and step_of(last) > step_of(tags[-1]):
+            passed_over.append(f"{self.path(last)}: gone, though it was committed last")
+        for tag in reversed(tags):
+            if tag in past:
+                fault = f"{self.path(tag)}: {past[tag]}"
+            elif not (fault := faults.get(tag) or next(iter(self.faults(tag)), "")):
+                return tag, manifests[tag], [f"{line}: going on from {tag} instead" for line in passed_over]
+            passed_over.append(fault)
+        mend = "restore one, or move the folder away and start from step 0 with --fresh"
+        if tags:
             raise CheckpointError(
-                f"{self.root}: none of {len(passed_over)} checkpoints is valid (newest: {passed_over[0]}): "
-                "restore one, or move the folder away to start from step 0"
+                f"{self.root}: none of {len(tags)} checkpoints is valid (newest: {passed_over[0]}): {mend}"
+            )
+        if self.once_committed():
+            raise CheckpointError(
+                f"{self.root}: no checkpoint is there, but {POINTER_NAME} says that {last or 'one'} was: {mend}"
             )
         return None
+
+    def once_committed(self) -> bool:
+        """Whether anything was ever committed here, be it gone or damaged by now."""
+        return bool(self.tags()) or (self.root / POINTER_NAME).exists()
+
+    def highest_generation(self) -> int:
+        """The newest start of the run that a tag knows of; 0 without any."""
+        return max((manifest.generation for manifest in self.manifests()[0].values()), default=0)
 
     def commit(self, staging: Path, manifest: Manifest) -> str:
         """Make a complete staging directory a tag; called by rank 0 when all ranks have written.
 
-        A tag of the same step from an older generation is replaced: it was found unsound, or the run would
-        have gone on from it.
+        A tag of the same step is replaced: it was found unsound, or the run would have gone on from it.
+
+        Raises:
+            CheckpointError: a newer start of the run has saved this step.
+            OSError: the disk does not take it; older tags are as they were.
         """
+        tag = tag_of(manifest.step)
         fsync(write_manifest(manifest, staging))
         fsync(staging)
-        tag = tag_of(manifest.step)
-        final = self.path(tag)
-        if final.exists():
-            final.rename(self.root / f".tmp-{tag}-replaced-by-g{manifest.generation}")
-        staging.rename(final)
+        if self.path(tag).exists():
+            self._check_generation(tag, manifest.generation)
+            self._set_aside(tag)
+        staging.rename(self.path(tag))
         fsync(self.root)
+        self._point_at(tag)
         return tag
 
-    def prune(self, keep_last: int) -> list[str]:
-        """Remove all but the newest `keep_last` tags and what cut-off saves left; names what went."""
-        gone = self.tags()[:-keep_last] + self.unfinished()
-        for name in gone:
-            shutil.rmtree(self.root / name)
-        return gone
+    def prune(self, keep: CheckpointSection, sound: str) -> list[str]:
+        """Remove the tags that are not to be kept and what cut-off saves left; names what went.
+
+        Pinned tags stay, and so does a newer save's directory. What cannot be removed is told and left for the next
+        time.
+
+        Args:
+            keep: what is kept.
+            sound: the tag that is known to be sound down to its bytes, such as the one just committed; newer ones
+                are not believed to be.
+        """
+        return [name for name in self.doomed(keep, sound) if self._remove(name)]
+
+    def doomed(self, keep: CheckpointSection, sound: str) -> list[str]:
+        """What `prune` would remove."""
+        manifests, faults = self.manifests()
+        damaged = [step_of(tag) for tag in [*faults, *self.incomplete(manifests)]]
+        known = standings({step_of(tag): found for tag, found in manifests.items()}, damaged, step_of(sound))
+        kept = {tag_of(step) for step in steps_to_keep(known, keep)} | {sound}
+        # Of those that were looked at: another process may have committed one by now.
+        tags = [tag for tag in sorted([*manifests, *faults], key=step_of) if tag not in kept]
+        left = [name for name in self.unfinished() if not _under_way(name, manifests[sound])]
+        return [tag for tag in tags if not self.is_pinned(tag)] + left
+
+    def incomplete(self, manifests: Mapping[str, Manifest]) -> list[str]:
+        """The tags among these that miss a file, or have one of another size."""
+        return [
+            tag
+            for tag, manifest in manifests.items()
+            if any(size_fault(self.path(tag) / record.name, record) for record in manifest.files)
+        ]
+
+    def is_pinned(self, tag: str) -> bool:
+        """Whether a tag is never removed."""
+        return (self.path(tag) / PIN_NAME).exists()
+
+    def pin(self, tag: str) -> None:
+        """Have a tag never removed, until its file `keep` is.
+
+        Raises:
+            OSError: the tag's directory cannot be written.
+        """
+        (self.path(tag) / PIN_NAME).touch()
+
+    def _check_generation(self, tag: str, generation: int) -> None:
+        try:
+            newer = self.manifest(tag).generation
+        except CheckpointError:
+            return  # a damaged one is there to be replaced
+        if newer > generation:
+            raise CheckpointError(
+                f"{self.path(tag)}: start {newer} of the run has saved this step, so start {generation} may not: "
+                "it ends here"
+            )
+
+    def _set_aside(self, tag: str) -> Path:
+        """Take a tag's name away in one stroke, so that what remains of a cut-off removal is no tag."""
+        aside = self.root / f".tmp-{tag}-removed"
+        if aside.exists():
+            shutil.rmtree(aside)
+        self.path(tag).rename(aside)
+        return aside
+
+    def _remove(self, name: str) -> bool:
+        try:
+            shutil.rmtree(self._set_aside(name) if is_tag(name) else self.root / name)
+        except FileNotFoundError:
+            return False  # another process was faster
+        except OSError as error:
+            log.warning("%s: cannot be removed: %s: tried again after the next save", self.root / name, error.strerror)
+            return False
+        return True
+
+    def _pointer(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            text = (self.root / POINTER_NAME).read_text(encoding="utf-8").strip()
+            return text if is_tag(text) else ""
+        return ""
+
+    def _point_at(self, tag: str) -> None:
+        temporary = self.root / f".{POINTER_NAME}"
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(f"{tag}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.root / POINTER_NAME)
+        fsync(self.root)
 
 
 def tag_of(step: int) -> str:
@@ -110,54 +257,26 @@ def tag_of(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def locate(path: Path) -> tuple[Path, Manifest]:
-    """The checkpoint that a run directory or a tag's directory stands for, verified.
-
-    Raises:
-        CheckpointError: there is none, or none is sound.
-    """
-    if _TAG.fullmatch(path.name) and path.is_dir():
-        store = CheckpointStore(path.parent.parent)
-        return path, store.verify(path.name)
-    store = CheckpointStore(path)
-    newest = store.newest_valid()
-    if newest is None:
-        raise CheckpointError(f"{path}: no checkpoint here: give a run directory, or one of its checkpoints/step-*")
-    tag, manifest, _ = newest
-    return store.path(tag), manifest
+def step_of(tag: str) -> int:
+    """The step of a tag's name."""
+    return int(tag.removeprefix("step-"))
 
 
-def record_file(path: Path) -> FileRecord:
-    """Flush a file to the disk and take its size and SHA-256."""
-    fsync(path)
-    return FileRecord(name=path.name, size_bytes=path.stat().st_size, sha256=sha256_of(path))
+def is_tag(name: str) -> bool:
+    """Whether a directory's name is one of a committed checkpoint."""
+    return _TAG.fullmatch(name) is not None
 
 
-def check_file(path: Path, record: FileRecord) -> None:
-    """Compare a file with its record.
-
-    Raises:
-        CheckpointError: it is missing, has another size or another content.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing")
-    size = path.stat().st_size
-    if size != record.size_bytes:
-        raise CheckpointError(f"{path}: {size} bytes where {record.size_bytes} were written")
-    if sha256_of(path) != record.sha256:
-        raise CheckpointError(f"{path}: its SHA-256 is not the recorded one, so its content was changed or damaged")
+def overtaken_tags(manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    """Tags that an old start saved beyond where a newer one had gone on, each with the reason to pass it over."""
+    generations = {manifest.step: manifest.generation for manifest in manifests.values()}
+    return {
+        tag_of(step): f"saved by start {generations[step]} of the run after start {newer} had gone on from a lower step"
+        for step, newer in overtaken(generations).items()
+    }
 
 
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Flush a file or a directory to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _under_way(name: str, newest: Manifest) -> bool:
+    """Whether a temporary directory may be of a save that goes on: other ranks may be at the next one already."""
+    found = _STAGING.fullmatch(name)
+    return found is not None and (int(found[2]), int(found[1])) > (newest.generation, newest.step)

@@ -13,9 +13,11 @@ import torch
 
 from vitscale import ranks as process_group
 from vitscale.bench import (
+    CHECKPOINT_ROWS,
     OTHERS,
     ROWS,
     STEP_ROWS,
+    CheckpointBench,
     DataBench,
     StepBench,
     compare_concurrency,
@@ -25,6 +27,7 @@ from vitscale.bench import (
     measure_export,
     photographs,
     report,
+    report_checkpoint,
     report_step,
     work_folder,
     write_checkpoint,
@@ -231,6 +234,34 @@ def step(
             for line in report_step(bench, rows or tuple(STEP_ROWS)):
                 if ranks.is_main:
                     click.echo(line)
+    finally:
+        process_group.stop()
+
+
+@command.command()
+@click.option(
+    "--rows", multiple=True, type=click.Choice(list(CHECKPOINT_ROWS)), help="What to measure; all if left out."
+)
+@click.option("--model", default="vit_base_patch16_224", show_default=True, help="Variant whose state is saved.")
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(min=1), help="Counted rounds.")
+@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Folder to work in, not to be removed.")
+def checkpoint(rows: tuple[str, ...], model: str, rounds: int, keep: Path | None) -> None:
+    """Figures of checkpoints: loads by other numbers of ranks, saves beside the disk's rate, what a save stalls.
+
+    The disk is that of --keep, or of the system's folder for temporary files.
+
+    \b
+    Examples:
+      vitscale bench checkpoint --model vit_large_patch16_224 --keep /scratch/bench
+      vitscale bench checkpoint --rows stall --rounds 10
+    """
+    resolve_variant(model)  # says which names there are
+    ranks = process_group.start()
+    try:
+        with work_folder(keep) as folder:
+            bench = CheckpointBench(folder, ranks, model, rounds, partial(click.echo, err=True))
+            for line in report_checkpoint(bench, rows or tuple(CHECKPOINT_ROWS)):
+                click.echo(line)
     finally:
         process_group.stop()
 

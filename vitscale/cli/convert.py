@@ -31,6 +31,7 @@ def command(
     from_: str | None,
     model: str | None,
     labels: Path | None,
+    unsafe_pickle: bool,
     verify: bool,
     **chosen: Any,
 ) -> None:
@@ -41,5 +42,5 @@ def command(
       vitscale convert ViT-H_14.npz --format timm --features-only --out exports/vit-huge-timm
       vitscale convert deit_base_patch16_224-b5f2ef4d.pth --model deit_base_patch16_224 --format hf --out exports/deit
     """
-    found = read_portable(source, from_, hints(model, labels, overrides))
+    found = read_portable(source, from_, hints(model, labels, overrides, unsafe_pickle))
     report(write_portable(found, out, export_options(format_, verify, **chosen)), out)

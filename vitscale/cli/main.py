@@ -16,6 +16,7 @@ from vitscale.errors import ExitStatus, VitscaleError
 
 COMMANDS = {
     "train": "Pretrain or fine-tune; resumes by itself from its run directory.",
+    "checkpoint": "Show, check and remove what a run has saved.",
     "export": "Turn a training checkpoint into a portable model.",
     "import": "Turn weights of others into ours.",
     "convert": "Turn one portable model into another.",

@@ -10,6 +10,8 @@ import click
 import torch
 from pydantic import ValidationError
 
+from vitscale.checkpoint import mirror_of
+from vitscale.cli.plan_goodput import goodput_plan, goodput_text
 from vitscale.cli.plan_text import plan_text
 from vitscale.config import BatchSection, BatchSplit, Config, EngineSection, load_config, split_batch
 from vitscale.data.labels import load_label_space
@@ -36,7 +38,7 @@ from vitscale.planning import (
 )
 from vitscale.train import build_model
 from vitscale.train.build import check_classes
-from vitscale.train.footprint import activation_rule, planned_state
+from vitscale.train.footprint import activation_rule, planned_checkpoint_bytes, planned_state
 
 GB = 1e9
 _STAGES = (0, 1, 2, 3)
@@ -55,9 +57,23 @@ _STAGES = (0, 1, 2, 3)
     metavar="GB",
     help="Of --hbm, what CUDA, NCCL and fragmentation may take. An estimate.",
 )
+@click.option("--goodput", is_flag=True, help="Share of time on steps that stay under failures, and how often to save.")
+@click.option(
+    "--step-s",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="For --goodput: a step, as measured; else that of an assumed MFU.",
+)
 @click.option("--json", "as_json", is_flag=True, help="For machines; bytes and FLOPs as whole numbers.")
 def command(
-    config: Path, overrides: tuple[str, ...], gpus: int, hbm: float | None, reserve: float, as_json: bool
+    config: Path,
+    overrides: tuple[str, ...],
+    gpus: int,
+    hbm: float | None,
+    reserve: float,
+    goodput: bool,
+    step_s: float | None,
+    as_json: bool,
 ) -> None:
     """Show what a run comes to: the resolved config, how the batch falls on ranks, parameters and FLOPs, bytes of
     state by ZeRO stage, bytes of activations by recomputation, how shards are read, and the DeepSpeed config.
@@ -68,9 +84,15 @@ def command(
     Examples:
       vitscale plan configs/in21k/vit_huge_patch14.yaml --gpus 64 --hbm 80
       vitscale plan configs/in21k/vit_huge_patch14.yaml engine.zero_stage=3 --gpus 8 --json
+      vitscale plan configs/in21k/vit_giant_patch14_augreg.yaml batch.micro_batch=4 --gpus 1024 --goodput
     """
+    if step_s is not None and not goodput:
+        raise click.UsageError("--step-s is read by --goodput alone: add --goodput")
     found = draw_plan(load_config(config, overrides), gpus, hbm, reserve)
-    click.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
+    if goodput:
+        found["goodput"] = goodput_plan(found, step_s)
+    text = [plan_text(found), goodput_text(found)] if goodput else [plan_text(found)]
+    click.echo(json.dumps(found, indent=2) if as_json else "\n\n".join(text))
 
 
 def draw_plan(config: Config, gpus: int, hbm_gb: float | None, reserve_gb: float) -> dict[str, Any]:
@@ -79,6 +101,7 @@ def draw_plan(config: Config, gpus: int, hbm_gb: float | None, reserve_gb: float
     Raises:
         ConfigError: the config cannot run on so many ranks.
     """
+    mirror_of(config)  # refuses one whose client is not installed
     precision: Precision = "fp32" if config.engine.precision == "fp32" else "bf16"
     with torch.device("meta"):
         model = build_model(config)
@@ -101,6 +124,7 @@ def draw_plan(config: Config, gpus: int, hbm_gb: float | None, reserve_gb: float
             _phase_plan(phase, config, model, precision, None if hbm_gb is None else (hbm_gb - reserve_gb) * GB)
             for phase in phases
         ],
+        "checkpoint_bytes": planned_checkpoint_bytes(config, model),
         "state": list(_state_table(config, model, phases[-1].split, precision)),
         "reading": None if config.data.stream is not None else _reading(config, gpus),
         "deepspeed": deepspeed,

@@ -1,7 +1,7 @@
 """The plan of a run, for a person."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -90,14 +90,14 @@ def _reading(plan: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows with the first column to the left, the others to the right; a row of one cell runs across."""
+def aligned(rows: Sequence[Sequence[str]], left: Container[int] = (0,)) -> list[str]:
+    """Rows as lines; columns are set to the right but for those of `left`. A row of two cells runs across."""
     full = [row for row in rows if len(row) > 2]
     widths = [max(len(row[index]) for row in full) for index in range(len(full[0]))]
     lines = []
     for row in rows:
-        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=False))]
-        lines.append("  ".join(cells) if len(row) > 2 else f"{row[0].ljust(widths[0])}  {row[1]}")
+        cells = [c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=False))]
+        lines.append("  ".join(cells).rstrip() if len(row) > 2 else f"{row[0].ljust(widths[0])}  {row[1]}")
     return lines
 
 
@@ -121,7 +121,7 @@ def _state(plan: Mapping[str, Any]) -> list[str]:
     engine = "engine.kind" if plan["deepspeed"] is None else "ZeRO stage"
     optim = plan["config"]["optim"]["kind"]
     title = f"state, GB a rank on {plan['gpus']} GPUs by {engine} ({optim}, {plan['precision']}; activations apart)"
-    return [title, *_table(rows)]
+    return [title, *aligned(rows)]
 
 
 def _activations(plan: Mapping[str, Any], index: int) -> list[str]:
@@ -145,7 +145,7 @@ def _activations(plan: Mapping[str, Any], index: int) -> list[str]:
     title = f"activations{several}, GB a rank at micro-batch {phase['micro_batch']} ({plan['precision']})"
     if limited:
         title += f"; fits: {plan['hbm_gb']:g} GB less {plan['reserve_gb']:g} GB for CUDA, NCCL and fragmentation"
-    return [title, *_table(rows)]
+    return [title, *aligned(rows)]
 
 
 def _limits(plan: Mapping[str, Any]) -> list[str]:

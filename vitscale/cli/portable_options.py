@@ -64,6 +64,9 @@ def read_options(command: Command) -> Command:
                          help="What a file without a config is, as `vitscale models` lists it."),
             click.option("--labels", type=click.Path(path_type=Path),
                          help="Text file with a class name a line, in label order."),
+            click.option("--unsafe-pickle", is_flag=True,
+                         help="Execute what a DeepSpeed checkpoint pickles beside its tensors, if it is refused "
+                         "without. It can do whatever you can: only for files of people you trust."),
         ]
     ):  # fmt: skip
         command = option(command)
@@ -88,7 +91,13 @@ def export_options(format_: str, verify: bool = False, **chosen: Any) -> ExportO
     return ExportOptions(format=format_, verify=verify, **chosen)
 
 
-def hints(model: str | None, labels: Path | None, overrides: tuple[str, ...]) -> Hints:
+def changes_of_weights(**chosen: Any) -> list[str]:
+    """Which of the options of `write_options` were given."""
+    idle = ExportOptions()
+    return [f"--{key.replace('_', '-')}" for key, value in chosen.items() if value != getattr(idle, key)]
+
+
+def hints(model: str | None, labels: Path | None, overrides: tuple[str, ...], unsafe_pickle: bool = False) -> Hints:
     """What the options of `read_options` say about a file.
 
     Raises:
@@ -104,7 +113,7 @@ def hints(model: str | None, labels: Path | None, overrides: tuple[str, ...]) ->
             raise CheckpointError(f"--labels {labels}: cannot be read: {error}") from None
         if "" in map(str.strip, names):
             raise CheckpointError(f"--labels {labels}: line {[*map(str.strip, names)].index('') + 1} is empty")
-    return Hints(model, _changes(overrides), names)
+    return Hints(model, _changes(overrides), names, unsafe_pickle)
 
 
 def report(certificate: Certificate, out: Path) -> None:

@@ -20,7 +20,12 @@ from vitscale.train import run_training
     metavar="KEY",
     help="A config key that may differ from what the run directory was started with.",
 )
-def command(config: Path, overrides: tuple[str, ...], allow_change: tuple[str, ...]) -> ExitStatus:
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Begin at step 0 in a run directory that has lost all its checkpoints; refused where there is one.",
+)
+def command(config: Path, overrides: tuple[str, ...], allow_change: tuple[str, ...], fresh: bool) -> ExitStatus:
     """Pretrain or fine-tune as CONFIG says, going on where its run directory left off.
 
     Runs alone, under torchrun, under the deepspeed launcher or as the tasks of a Slurm step, with the same
@@ -39,4 +44,4 @@ def command(config: Path, overrides: tuple[str, ...], allow_change: tuple[str, .
     # Before the ranks have met, the launcher's variable is all there is to tell them apart.
     is_main = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
-    return run_training(load_config(config, overrides), allow_change)
+    return run_training(load_config(config, overrides), allow_change, fresh)

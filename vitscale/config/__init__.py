@@ -9,6 +9,7 @@ from vitscale.config.augment import (
     RandAugmentSection,
 )
 from vitscale.config.average import AverageSection
+from vitscale.config.checkpoint import CheckpointSection
 from vitscale.config.data import DataSection, SourceSection, SplitSection, StreamSection
 from vitscale.config.derive import BatchSplit, Phase, Timeline, lay_out, split_batch
 from vitscale.config.engine import EngineSection
@@ -21,7 +22,8 @@ from vitscale.config.optim import OptimSection
 from vitscale.config.remote import RemoteSection
 from vitscale.config.reporting import EvalSection, LogSection, ProfileSection
 from vitscale.config.schedule import BatchSection, PhaseSection, ScheduleSection
-from vitscale.config.schema import CheckpointSection, Config, RunSection
+from vitscale.config.schema import Config, RunSection
+from vitscale.config.watchdog import WatchdogSection
 
 __all__ = [
     "AugmentSection",
@@ -56,6 +58,7 @@ __all__ = [
     "SplitSection",
     "StreamSection",
     "Timeline",
+    "WatchdogSection",
     "differing_keys",
     "lay_out",
     "load_config",

@@ -10,6 +10,7 @@ from typing import Self
 from pydantic import model_validator
 
 from vitscale.config.average import AverageSection
+from vitscale.config.checkpoint import CheckpointSection
 from vitscale.config.data import DataSection
 from vitscale.config.engine import EngineSection
 from vitscale.config.guard import GuardSection
@@ -18,7 +19,8 @@ from vitscale.config.model import InitSection, ModelSection
 from vitscale.config.optim import OptimSection
 from vitscale.config.reporting import EvalSection, LogSection, ProfileSection
 from vitscale.config.schedule import BatchSection, ScheduleSection
-from vitscale.config.section import Count, Positive, Section
+from vitscale.config.section import Count, Section
+from vitscale.config.watchdog import WatchdogSection
 
 
 class RunSection(Section):
@@ -31,15 +33,6 @@ class RunSection(Section):
     branch_from: Path | None = None
     """A checkpoint of another run (its directory, or one of its checkpoints/step-*) that this run goes on from when it
     has none of its own, such as to cool an rsqrt schedule down."""
-
-
-class CheckpointSection(Section):
-    """When the run is saved and what is kept."""
-
-    every_steps: Positive = 1000
-    """Steps between two checkpoints; the last step is always saved."""
-    keep_last: Positive = 2
-    """Newest valid checkpoints that are kept."""
 
 
 class Config(Section):
@@ -60,6 +53,7 @@ class Config(Section):
     eval: EvalSection = EvalSection()
     log: LogSection = LogSection()
     profile: ProfileSection = ProfileSection()
+    watchdog: WatchdogSection = WatchdogSection()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -110,7 +110,7 @@ class RemoteShards:
             return from_url(self._url, client_options=options, retry_config={"max_retries": 0})
         except (BaseError, ValueError) as error:
             raise ShardError(
-                f"{self.location}: cannot be opened ({_cause(error)}): check the URL and the object store's variables "
+                f"{self.location}: cannot be opened ({cause(error)}): check the URL and the object store's variables "
                 "in the environment"
             ) from None
 
@@ -118,7 +118,7 @@ class RemoteShards:
         checked_name(self.location, shard)
         remote = self._remote
         retrying = Retrying(
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(may_pass),
             wait=wait_random_exponential(multiplier=FIRST_PAUSE_S, max=remote.longest_pause_s),
             stop=stop_before_delay(remote.patience_s) | stop_when_event_set(self._closed),
             sleep=sleep_using_event(self._closed),
@@ -129,11 +129,11 @@ class RemoteShards:
         try:
             return retrying(request)
         except (BaseError, OSError, ValueError, _ShortAnswerError, _TooShortError) as error:
-            if not _may_pass(error):
-                raise ShardError(f"{self.location}/{shard}: {_cause(error)}: {_mend(error)}") from None
+            if not may_pass(error):
+                raise ShardError(f"{self.location}/{shard}: {cause(error)}: {_mend(error)}") from None
             tries = retrying.statistics["attempt_number"]
             raise ShardUnreachableError(
-                f"{self.location}/{shard}: no answer ({_cause(error)}; tries: {tries}): {_mend(error)}"
+                f"{self.location}/{shard}: no answer ({cause(error)}; tries: {tries}): {_mend(error)}"
             ) from None
 
     def _count_request(self, state: RetryCallState) -> None:
@@ -149,7 +149,7 @@ class RemoteShards:
                 shard,
                 state.attempt_number,
                 self._remote.patience_s,
-                f"{_cause(error)}: {_mend(error)}" if error else "",
+                f"{cause(error)}: {_mend(error)}" if error else "",
             )
 
 
@@ -161,7 +161,7 @@ class _TooShortError(Exception):
     """The shard ends before the range does."""
 
 
-def _may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed later."""
     if isinstance(error, _ShortAnswerError):
         return True
@@ -182,13 +182,13 @@ def _is_too_short(error: BaseException) -> bool:
     return isinstance(error, _TooShortError) or _status(error) == 416
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
     """The client's sentence, and the innermost of the values that it prints below: what the network said."""
     sentence, _, trace = str(error).partition("\n")
     # "Error performing GET http://... in 1.2ms - ": the URL is told already.
-    cause = re.sub(r"^.* in [\d.]+[nµm]?s - ", "", sentence).strip().rstrip(":")
+    said = re.sub(r"^.* in [\d.]+[nµm]?s - ", "", sentence).strip().rstrip(":")
     values = re.findall(r'message: "([^"]*)"|(?:kind|source): ([A-Z]\w+),$|^ +([A-Z]\w+),$', trace, re.MULTILINE)
-    return f"{cause} ({''.join(values[-1])})" if values else cause
+    return f"{said} ({''.join(values[-1])})" if values else said
 
 
 def _mend(error: BaseException) -> str:

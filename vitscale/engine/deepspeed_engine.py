@@ -1,5 +1,6 @@
 """The DeepSpeed engine: ZeRO stages 0 to 3 behind the trainer's protocol."""
 
+import os
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from vitscale.config import AverageSection
 from vitscale.engine.averaging import WeightAverage
+from vitscale.engine.host_memory import unlink_collective_buffer
 from vitscale.engine.optimizer_state import write_optimizer_steps
 from vitscale.engine.protocol import AVERAGE, Accept, Fragment, LossFn, MicroBatch, StepResult
 from vitscale.engine.timing import StepClock
@@ -37,6 +39,9 @@ class DeepSpeedEngine:
         self._engine, _, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=deepspeed_config, dist_init_required=False
         )
+        if self._engine.device.type == "cpu":
+            deepspeed.comm.barrier()
+            unlink_collective_buffer(os.environ, deepspeed.comm.get_rank())
         wrapper, base = self._engine.optimizer, self._engine.basic_optimizer
         assert getattr(wrapper, "loss_scale", 1.0) == 1.0, "nothing here takes a loss scale into account"
         self.module = module

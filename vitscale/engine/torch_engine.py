@@ -65,6 +65,7 @@ class TorchEngine:
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
             )
+            _settle_buckets(self._replicated)
 
     def train_step(
         self,
@@ -145,3 +146,16 @@ class TorchEngine:
         """See `TrainEngine`."""
         self._update.count = optimizer_steps
         write_optimizer_steps(self._optimizer, optimizer_steps)
+
+
+def _settle_buckets(replicated: DistributedDataParallel) -> None:
+    """Show DDP a backward pass, after which it lays its buckets out anew, once and for all. Collective.
+
+    Left to the first step, that step alone would add the ranks' gradients in another order: of three ranks or more, a
+    run that goes on from a checkpoint would then no longer be bitwise the one that was never interrupted.
+    """
+    replicated.reducer.prepare_for_forward()
+    replicated.reducer.prepare_for_backward([])
+    firsts = [parameter.view(-1)[:1] for parameter in replicated.parameters() if parameter.requires_grad]
+    torch.cat(firsts).sum().backward()  # type: ignore[no-untyped-call]
+    replicated.zero_grad(set_to_none=True)

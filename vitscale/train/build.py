@@ -7,7 +7,16 @@ from typing import Any
 
 import torch
 
-from vitscale.checkpoint import READERS, PortableModel, adapt_to, check_trunk, load_into, read_portable
+from vitscale.checkpoint import (
+    FORMATS,
+    READERS,
+    PortableModel,
+    adapt_to,
+    check_trunk,
+    load_into,
+    mirror_of,
+    read_portable,
+)
 from vitscale.config import BatchSplit, Config, Phase, SplitSection, Timeline, lay_out
 from vitscale.data.augment import Augmentation
 from vitscale.data.labels import build_hierarchy
@@ -64,6 +73,7 @@ def draw_blueprint(config: Config, ranks: Ranks, check_files: bool = True) -> Bl
     variant = _resolve(config)
     _check_images(variant)
     check_second_sink(config.log.second_sink)
+    mirror_of(config)  # refuses one whose client is not installed
     precision = resolve_precision(config.engine.precision, ranks.device)
     check_engine(
         config.engine,
@@ -252,9 +262,10 @@ def _resolve(config: Config) -> Variant:
 def _check_init(config: Config, variant: Variant) -> None:
     path = config.init.path
     assert path is not None
-    if READERS["state_dict"].recognises(path):
+    known = [name for name, reader in READERS.items() if reader.recognises(path)]
+    if known and known[0] not in FORMATS:
         raise ConfigError(
-            f"init.path {path}: such a file does not say what it is: "
+            f"init.path {path}: nothing in it says what it is: "
             f"`vitscale import {path} --model NAME --out FOLDER`, then init.path=FOLDER"
         )
     found = read_portable(path)

@@ -5,7 +5,15 @@ from vitscale.engine import Precision, render_deepspeed_config
 from vitscale.model import Recompute, VisionTransformer
 from vitscale.optim import parameter_groups
 from vitscale.optim.factoring import attention_shapes
-from vitscale.planning import ActivationRule, StateBytes, state_bytes, step_bytes, update_bytes
+from vitscale.planning import (
+    ActivationRule,
+    StateBytes,
+    UpdateBytes,
+    checkpoint_bytes,
+    state_bytes,
+    step_bytes,
+    update_bytes,
+)
 
 DEFAULT_BUDGET = 0.5
 
@@ -20,7 +28,6 @@ def planned_state(
     """
     optim = config.optim
     groups = parameter_groups(model, optim.weight_decay, optim.head_weight_decay, optim.layer_decay)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()} | attention_shapes(model)
     torch_engine = engine.kind == "torch"
     rendered = {} if torch_engine else render_deepspeed_config(engine, split, optim.clip_norm, precision)
     return state_bytes(
@@ -28,10 +35,21 @@ def planned_state(
         world_size=split.world_size,
         zero={"stage": 0} if torch_engine else rendered["zero_optimization"],
         precision="fp32" if torch_engine else precision,  # autocast leaves weights and gradients in fp32
-        update=update_bytes(optim, shapes.values()),
+        update=_planned_update(config, model),
         accumulates=split.grad_accum > 1,
         average=config.average is not None,
     )
+
+
+def planned_checkpoint_bytes(config: Config, model: VisionTransformer) -> int:
+    """Bytes of one tag, whatever the engine; the model may lie on the meta device."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return checkpoint_bytes(parameters, _planned_update(config, model), config.average is not None)
+
+
+def _planned_update(config: Config, model: VisionTransformer) -> UpdateBytes:
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()} | attention_shapes(model)
+    return update_bytes(config.optim, shapes.values())
 
 
 def activation_rule(config: Config, recompute: Recompute, precision: Precision) -> ActivationRule:

@@ -4,28 +4,26 @@ config -> blueprint (checked) -> engine -> restore -> { stop? -> step -> record 
 """
 
 import logging
-import time
-from collections.abc import Sequence
 from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from vitscale import ranks as process_group
 from vitscale.checkpoint import CheckpointStore
-from vitscale.config import Config, Phase
+from vitscale.config import Phase
 from vitscale.data.batch import Cursor, TrainBatch, check_cursor
 from vitscale.data.mixture import Mixture
 from vitscale.data.order import hash64
 from vitscale.data.processes import start_server
 from vitscale.engine import StepResult
-from vitscale.errors import DivergenceError, ExitStatus, VitscaleError
+from vitscale.errors import DivergenceError, ExitStatus
 from vitscale.model import VisionTransformer, train_flops
 from vitscale.optim import learning_rate
 from vitscale.ranks import Ranks
 from vitscale.telemetry import purge_after
-from vitscale.train.build import Blueprint, build_engine, draw_blueprint, executed_flops, exported_arguments
+from vitscale.train.beats import Part
+from vitscale.train.build import Blueprint, build_engine, executed_flops, exported_arguments
 from vitscale.train.course import Course, Detour, read_detours, write_detours
 from vitscale.train.feed import Feed
 from vitscale.train.guard import StepGuard
@@ -36,57 +34,19 @@ from vitscale.train.reporting import Reporter
 from vitscale.train.run_directory import RunDirectory
 from vitscale.train.saving import Progress, Saver
 from vitscale.train.stop import StopRequest
-from vitscale.train.together import as_one, on_main
+from vitscale.train.together import as_one
 from vitscale.train.validation import Validation
+from vitscale.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
-
-
-def run_training(config: Config, allow_change: Sequence[str] = ()) -> ExitStatus:
-    """Train until the run's end or a stop request, going on where the run directory left off.
-
-    Args:
-        config: the run.
-        allow_change: dotted config keys that may differ from those the run directory was started with.
-
-    Returns:
-        FINISHED or RUN_AGAIN; every other end is an exception. RUN/exit.json records each of them.
-
-    Raises:
-        VitscaleError: with the exit status it stands for.
-    """
-    stop = StopRequest()
-    stop.install()
-    ranks = process_group.start()
-    try:
-        # Rank 0 looks first, so that a mistake is told once and not by every rank.
-        drawn: list[Blueprint] = []
-        on_main(ranks, lambda: drawn.append(draw_blueprint(config, ranks)))
-        blueprint = drawn[0] if drawn else draw_blueprint(config, ranks, check_files=False)
-        directory = RunDirectory.open(config, ranks, allow_change)
-        trainer: Trainer | None = None
-        status, reason = ExitStatus.TRANSIENT, ""
-        try:
-            trainer = Trainer(blueprint, ranks, stop, directory)
-            status = trainer.run()
-            reason = stop.reason or "finished"
-        except VitscaleError as error:
-            status, reason = error.status, str(error)
-            raise
-        except BaseException as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise
-        finally:
-            directory.close(status, reason, trainer.progress.step if trainer else 0)
-        return status
-    finally:
-        process_group.stop()
 
 
 class Trainer:
     """One run on one rank. All methods are collective."""
 
-    def __init__(self, blueprint: Blueprint, ranks: Ranks, stop: StopRequest, directory: RunDirectory) -> None:
+    def __init__(
+        self, blueprint: Blueprint, ranks: Ranks, stop: StopRequest, directory: RunDirectory, watchdog: Watchdog
+    ) -> None:
         """Build the engine, restore the newest checkpoint, and open the data at the position it left."""
         config = blueprint.config
         self.blueprint = blueprint
@@ -94,6 +54,7 @@ class Trainer:
         self.stop = stop
         self.config = config
         self.directory = directory.path
+        self.watchdog = watchdog
         if config.data.workers:
             start_server()  # its imports run beside the building of the engine
         self.engine, shapes = build_engine(blueprint, ranks)
@@ -134,7 +95,9 @@ class Trainer:
         try:
             while self.progress.step < total:
                 with self.reporter.waiting():
-                    stopping = self.ranks.any(self.stop.poll())
+                    stopping, failing = self.ranks.any_of(self.stop.poll(), self.saver.failing)
+                if failing:
+                    self.finish_save()
                 if stopping:
                     return self.leave()
                 self.train_step()
@@ -152,11 +115,13 @@ class Trainer:
                     self.draw()
                 if last or (self.is_due(step) and not self.guard.streak):
                     self.save()
+            self.finish_save()
             log.info("finished: step %d of %d", self.progress.step, total)
             return ExitStatus.FINISHED
         finally:
             self.feed.close()
             self.profiler.close()
+            self.saver.close()
             self.close_records()
 
     @property
@@ -170,7 +135,8 @@ class Trainer:
         """One optimizer update, or none where the guard says so."""
         step = self.progress.step
         self.profiler.before(step + 1)
-        phase = self.feed.begin(self.course, step).phase
+        with self.watchdog.within(Part.DATA):
+            phase = self.feed.begin(self.course, step).phase
         if phase is not self.phase:
             self.enter(phase)
         # Dropout and drop path follow from (seed, step, rank) alone, so a checkpoint needs no generator state.
@@ -179,12 +145,13 @@ class Trainer:
         self.guard.begin(step)
         seen: list[TrainBatch] = []
         self.result = self.engine.train_step(
-            self.feed.micro_batches(self.reporter.batch, seen),
+            self.watchdog.each(Part.DATA, self.feed.micro_batches(self.reporter.batch, seen)),
             self.lr,
             accept=self.guard.accept,
             measure=self.is_recorded(step + 1),
         )
         self.progress.step += 1
+        self.watchdog.enter(Part.STEP, self.progress.step)
         self.reporter.step(self.result, phase.split.global_batch)
         if self.ledger is not None:
             source = self.blueprint.source
@@ -210,6 +177,7 @@ class Trainer:
     def enter(self, phase: Phase) -> None:
         """Go on with the batch and the input size of a phase."""
         variant = self.blueprint.phase_variant(phase)
+        self.watchdog.enter(Part.START, self.progress.step)  # the step may compile
         self.phase = phase
         self.engine.set_grad_accum(phase.split.grad_accum)
         self.model.set_input_size(phase.img_size)
@@ -245,7 +213,7 @@ class Trainer:
 
     def validate(self) -> None:
         """Accuracy on the validation split, if there is one, and pictures with it."""
-        with self.reporter.paused():
+        with self.reporter.paused(), self.watchdog.within(Part.VALIDATION):
             metrics = self.validation.metrics()
         if metrics:
             self.progress.metrics = metrics
@@ -253,28 +221,33 @@ class Trainer:
 
     def draw(self) -> None:
         """Pictures for TensorBoard."""
-        with self.reporter.paused(), self.validation.own_input_size():
+        with self.reporter.paused(), self.watchdog.within(Part.VALIDATION), self.validation.own_input_size():
             pictures = self.pictures.draw(self.engine)
         self.reporter.images(self.progress.step, pictures)
 
     def save(self) -> None:
-        """Commit a checkpoint; signals are ignored until it is done."""
-        with self.stop.shielded(), self.reporter.stalled():
-            started_s = time.perf_counter()
+        """Take a checkpoint, which is written and committed while training goes on."""
+        with self.reporter.stalled(), self.watchdog.within(Part.SAVE):
             cursor = self.blueprint.source.cursor(self.course.images_seen(self.progress.step))
             self.progress.course = {"guard": self.guard.state(), "detours": [astuple(d) for d in self.course.detours]}
-            tag = self.saver.save(self.progress, cursor.to_dict())
-            self.saved_step = self.progress.step
-            log.info("saved %s in %.1f s", tag, time.perf_counter() - started_s)
+            self.saver.save(self.progress, cursor.to_dict())
+        self.saved_step = self.progress.step
+
+    def finish_save(self) -> None:
+        """Wait for the checkpoint under way, if there is one."""
+        with self.reporter.stalled(), self.watchdog.within(Part.SAVE):
+            self.saver.finish()
 
     def leave(self) -> ExitStatus:
-        """Save what is not saved yet and ask for another start."""
+        """Save what is not saved yet, heeding no further signals, and ask for another start."""
         # The signal may have reached any of the ranks; rank 0 writes down why the run ended.
         self.stop.reason = next(reason for reason in self.ranks.gather_objects(self.stop.reason) if reason)
-        if self.guard.streak:
-            log.warning("updates are being skipped, so nothing is saved after step %d", self.saved_step)
-        elif self.saved_step != self.progress.step:
-            self.save()
+        with self.stop.shielded():
+            if self.guard.streak:
+                log.warning("updates are being skipped, so nothing is saved after step %d", self.saved_step)
+            elif self.saved_step != self.progress.step:
+                self.save()
+            self.finish_save()
         log.info("stopped at step %d: %s; run the same command again to go on", self.progress.step, self.stop.reason)
         return ExitStatus.RUN_AGAIN
 
@@ -288,7 +261,9 @@ class Trainer:
         report = self.directory / f"divergence-{failed_step:08d}.json"
         if self.ranks.is_main:
             self.guard.write_report(report, why, {"step": failed_step, "learning_rate": self.lr})
+        self.finish_save()
         detours = self.course.detours
+        self.watchdog.enter(Part.START, failed_step)
         restored = self.saver.restore() if len(detours) < self.config.guard.roll_backs else None
         course = self.course.avoiding(restored[0].step, failed_step - 1) if restored is not None else None
         if restored is None or course is None:

@@ -1,32 +1,51 @@
-"""The run directory: one writer at a time, one config, a count of its starts, and how the last one ended.
+"""The run directory: one writer at a time, one config, a record of its starts, and how the last one ended.
 
 RUN/config.yaml       the resolved config; a resume compares with it
 RUN/environment.json  what ran: versions, host, launcher, command line
-RUN/lock              held while a run is on
+RUN/lock              who holds it while a run is on
 RUN/generation        raised by one at every start
+RUN/starts.json       every start: how far it came and how it ended
 RUN/exit.json         how the last start ended (launchers mask exit statuses)
+RUN/watchdog/         what each rank was last doing; stacks of a run that hung
 RUN/metrics.jsonl, RUN/tensorboard/, RUN/checkpoints/
 """
 
 import contextlib
-import fcntl
 import json
+import logging
 import os
 import platform
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
+from vitscale.checkpoint import CheckpointStore, mirror_of, restore_newest
+from vitscale.checkpoint.store import step_of
 from vitscale.config import Config, differing_keys, parse_config
-from vitscale.errors import EXIT_FILE_VARIABLE, ConfigError, ExitStatus, RunDirectoryError
+from vitscale.errors import EXIT_FILE_VARIABLE, ConfigError, ExitStatus, RunDirectoryError, VitscaleError
 from vitscale.ranks import Ranks
+from vitscale.train.beats import read_beat
+from vitscale.train.lock import RunLock
+from vitscale.train.starts import (
+    STARTS_NAME,
+    End,
+    Start,
+    diagnosis,
+    dump_starts,
+    newest_saved,
+    parse_starts,
+    with_last_end,
+)
 from vitscale.train.together import on_main
+
+log = logging.getLogger(__name__)
 
 
 class RunDirectory:
@@ -37,52 +56,152 @@ class RunDirectory:
         assert config.run.dir is not None  # load_config fills it in
         self.path = config.run.dir
         self.generation = 0
-        self._lock: IO[str] | None = None
+        self._lock = RunLock(self.path / "lock")
+        self._start: Start
 
     @classmethod
-    def open(cls, config: Config, ranks: Ranks, allow_change: Sequence[str] = ()) -> "RunDirectory":
+    def open(
+        cls, config: Config, ranks: Ranks, allow_change: Sequence[str] = (), fresh: bool = False
+    ) -> "RunDirectory":
         """Take the directory over: lock it, compare or record the config, raise the generation. Collective.
 
         Args:
             config: the run's config, with `run.dir`.
             ranks: all of them get the directory, rank 0 holds the lock.
             allow_change: dotted config keys that may differ from the recorded ones.
+            fresh: begin at step 0 where checkpoints were saved once and none is left.
 
         Raises:
-            RunDirectoryError: another run holds it, its config differs, or it cannot be written.
+            RunDirectoryError: another run holds it, its config differs, its checkpoints are gone, its last starts
+                came to nothing, or it cannot be written.
         """
         directory = cls(config)
-        directory.generation = on_main(ranks, lambda: directory._take_over(config, allow_change))
+        directory.generation = on_main(ranks, lambda: directory._take_over(config, allow_change, fresh))
         return directory
-
-    def _take_over(self, config: Config, allow_change: Sequence[str]) -> int:
-        path = self.path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            lock = (path / "lock").open("a+")
-        except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be written: {error.strerror}: choose another run.dir") from None
-        _take(lock, path)
-        self._lock = lock
-        _keep_config(path / "config.yaml", config, allow_change)
-        (path / "exit.json").unlink(missing_ok=True)
-        replace_file(path / "environment.json", json.dumps(environment(), indent=1) + "\n")
-        return _raise_generation(path / "generation")
 
     def is_current(self) -> bool:
         """Whether no newer start has raised the generation since."""
         return _read_generation(self.path / "generation") == self.generation
 
+    def beat(self) -> None:
+        """Show that this run lives, where its lock needs that; does nothing on ranks that do not hold it."""
+        self._lock.beat()
+
+    def note_saved(self, step: int) -> None:
+        """Remember, beside the checkpoints, that one of `step` was committed; for rank 0, after the commit.
+
+        Raises:
+            OSError: the record cannot be written.
+        """
+        self._start = replace(self._start, saved_step=step)
+        others: list[Start] = []
+        with contextlib.suppress(RunDirectoryError):  # damaged by someone meanwhile: at least this start is on record
+            others = [start for start in self._read_starts() if start.generation != self.generation]
+        starts = sorted([*others, self._start], key=lambda start: start.generation)
+        replace_file(self.path / STARTS_NAME, dump_starts(starts))
+
     def close(self, status: ExitStatus, reason: str, step: int) -> None:
         """Record how the run ended and let go of the directory; does nothing on ranks that do not hold it."""
-        if self._lock is None:
-            return
+        if self._lock.held:
+            self.record_end(status, reason, step)
+            self._lock.release()
+
+    def record_end(self, status: ExitStatus, reason: str, step: int) -> None:
+        """Write RUN/exit.json, unless it is there: the first reason is the cause, what follows are consequences.
+
+        A newer start of the run owns that file; this one then tells its launcher alone.
+        """
         record = {"status": int(status), "reason": reason, "step": step, "generation": self.generation}
         text = json.dumps(record | {"time": time.time()}) + "\n"
-        replace_file(self.path / "exit.json", text)
-        if other := os.environ.get(EXIT_FILE_VARIABLE):
-            Path(other).write_text(text, encoding="utf-8")
-        self._lock.close()
+        file = self.path / "exit.json"
+        if self._owns_record():
+            if file.exists():
+                text = file.read_text(encoding="utf-8")
+            else:
+                replace_file(file, text)
+        _tell_launcher(text)
+
+    def has_ended(self) -> bool:
+        """Whether the end of this start is on record."""
+        return (self.path / "exit.json").exists()
+
+    def _take_over(self, config: Config, allow_change: Sequence[str], fresh: bool) -> int:
+        path = self.path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"{path}: cannot be written: {error.strerror}: choose another run.dir") from None
+        self._lock.take()
+        try:
+            return self._begin(config, allow_change, fresh)
+        except OSError as error:
+            self._lock.release()
+            raise RunDirectoryError(f"{path}: cannot be used: {error}: mend it or choose another run.dir") from None
+        except VitscaleError:
+            self._lock.release()
+            raise
+
+    def _begin(self, config: Config, allow_change: Sequence[str], fresh: bool) -> int:
+        path, store = self.path, CheckpointStore(self.path)
+        _fetch_newest(config, store)
+        found_step = max(map(step_of, store.tags()), default=0)
+        starts = self._ended_starts(found_step)
+        if (why := diagnosis(starts, path)) is not None:
+            raise RunDirectoryError(why)
+        _check_step_0(store, newest_saved(starts), fresh)
+        _keep_config(path / "config.yaml", config, allow_change)
+        known = [start.generation for start in starts] + [store.highest_generation()]
+        generation = _raise_generation(path / "generation", max(known))
+        self._lock.sign(generation)
+        self._start = Start(
+            generation,
+            time.strftime("%Y-%m-%d %H:%M:%S"),
+            socket.gethostname(),
+            os.environ.get("SLURM_JOB_ID"),
+            fresh,
+            found_step,
+        )
+        replace_file(path / STARTS_NAME, dump_starts([*starts, self._start]))
+        (path / "exit.json").unlink(missing_ok=True)
+        replace_file(path / "environment.json", json.dumps(environment(), indent=1) + "\n")
+        return generation
+
+    def _owns_record(self) -> bool:
+        try:
+            return self.is_current()
+        except RunDirectoryError:  # a damaged number: nobody newer is known of
+            return True
+
+    def _read_starts(self) -> list[Start]:
+        file = self.path / STARTS_NAME
+        return parse_starts(file.read_text(encoding="utf-8"), file) if file.exists() else []
+
+    def _ended_starts(self, found_step: int) -> list[Start]:
+        """All starts before this one. What the last one left says how it ended."""
+        starts = self._read_starts()
+        if not starts:
+            return []
+        last = starts[-1].generation
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads((self.path / "exit.json").read_text(encoding="utf-8"))
+            if record["generation"] == last:
+                return with_last_end(starts, End(record["reason"], record["step"], record["status"]), found_step)
+        beat = read_beat(self.path, rank=0, generation=last)
+        seen = f", last seen in its section {beat.section}" if beat is not None else ""
+        silent = End(f"killed, out of memory or its node lost{seen}", beat.step if beat is not None else 0)
+        return with_last_end(starts, silent, found_step)
+
+
+@contextlib.contextmanager
+def refusals_told(ranks: Ranks) -> Iterator[None]:
+    """An error inside, before the run directory is taken, reaches a launcher that hides exit statuses."""
+    try:
+        yield
+    except VitscaleError as error:
+        if ranks.is_main:
+            record = {"status": int(error.status), "reason": str(error), "step": 0, "time": time.time()}
+            _tell_launcher(json.dumps(record) + "\n")
+        raise
 
 
 def library_versions() -> dict[str, str]:
@@ -103,17 +222,34 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _take(lock: IO[str], path: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        owner = lock.read().strip() or "an unknown process"
-        lock.close()
-        raise RunDirectoryError(f"{path}: held by {owner}: wait for it, stop it, or choose another run.dir") from None
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-    lock.flush()
+def _tell_launcher(text: str) -> None:
+    if file := os.environ.get(EXIT_FILE_VARIABLE):
+        Path(file).write_text(text, encoding="utf-8")
+
+
+def _fetch_newest(config: Config, store: CheckpointStore) -> None:
+    """On a disk that has no checkpoint so new, go on from the mirror's, and from the config that it was saved with."""
+    mirror = mirror_of(config)
+    manifest = restore_newest(store, mirror) if mirror is not None else None
+    file = store.root.parent / "config.yaml"
+    if manifest is not None and not file.exists():
+        replace_file(file, yaml.safe_dump(manifest.config, sort_keys=False))
+
+
+def _check_step_0(store: CheckpointStore, saved_step: int, fresh: bool) -> None:
+    """No run begins anew unless it never saved anything, or is told to."""
+    run_dir = store.root.parent
+    if fresh and store.once_committed():
+        there = store.tags()[-1] if store.tags() else "the name of a checkpoint that was there"
+        raise RunDirectoryError(
+            f"{store.root}: holds {there}: --fresh is for a run directory without checkpoints: leave it out to go on, "
+            "or move that folder away"
+        )
+    if saved_step and not fresh and not store.once_committed():
+        raise RunDirectoryError(
+            f"{run_dir}: step {saved_step} was saved here, and {store.root} holds no checkpoint: put it back, or start "
+            "from step 0 with --fresh"
+        )
 
 
 def _keep_config(file: Path, config: Config, allow_change: Sequence[str]) -> None:
@@ -132,8 +268,9 @@ def _keep_config(file: Path, config: Config, allow_change: Sequence[str]) -> Non
     replace_file(file, yaml.safe_dump(resolved, sort_keys=False))
 
 
-def _raise_generation(file: Path) -> int:
-    generation = _read_generation(file) + 1
+def _raise_generation(file: Path, known: int) -> int:
+    """One more than the file and whoever remembers a start say, in case one of them was lost."""
+    generation = max(_read_generation(file), known) + 1
     replace_file(file, f"{generation}\n")
     return generation
 
@@ -143,6 +280,10 @@ def _read_generation(file: Path) -> int:
         return int(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return 0
+    except ValueError:
+        raise RunDirectoryError(
+            f"{file}: holds no number: remove it, and the next start counts on from {STARTS_NAME}"
+        ) from None
 
 
 def replace_file(file: Path, text: str) -> None:

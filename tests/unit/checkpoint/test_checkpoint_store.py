@@ -1,132 +1,393 @@
 """The store: what exists, what is refused, and that nothing half-written is ever taken."""
 
+import errno
 import json
+import logging
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
+from saved_tags import flip_a_bit, manifest_of, save, stage, truncate
 
-from vitscale.checkpoint import CheckpointStore, Manifest, locate, rank_file_name, record_file, write_fragments
-from vitscale.engine import MASTER, Fragment
+from vitscale.checkpoint import CheckpointStore, locate, pin_branch, rank_file_name
+from vitscale.checkpoint.integrity import check_file
+from vitscale.checkpoint.manifest import FileRecord, _digest
+from vitscale.checkpoint.store import POINTER_NAME
+from vitscale.config import CheckpointSection
 from vitscale.errors import CheckpointError
 
-
-def manifest(step: int, generation: int = 1, files=()) -> Manifest:
-    return Manifest(
-        step=step, generation=generation, world_size=1, optimizer_steps=step, cursor={"position": step}, config={},
-        model={}, labels=[], shapes={"w": [4]}, metrics={}, versions={}, saved_at="", files=list(files),
-    )  # fmt: skip
+TWO = CheckpointSection(keep_last=2)
 
 
-def commit(store: CheckpointStore, step: int, generation: int = 1) -> str:
-    staging = store.staging(step, generation)
-    path = staging / rank_file_name(0)
-    write_fragments([Fragment("w", 0, {MASTER: torch.full((4,), float(step))}, True)], path)
-    return store.commit(staging, manifest(step, generation, [record_file(path)]))
+@pytest.fixture
+def store(tmp_path) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "run")
 
 
-def test_the_newest_tag_by_step_is_taken(tmp_path):
-    store = CheckpointStore(tmp_path)
+def pointer(store: CheckpointStore) -> Path:
+    return store.root / POINTER_NAME
+
+
+def test_the_newest_tag_by_step_is_taken(store):
     assert store.newest_valid() is None
+    assert not store.once_committed()
     for step in (9, 100, 20):
-        commit(store, step)
+        save(store, step)
     tag, found, passed_over = store.newest_valid()
     assert (tag, found.step, passed_over) == ("step-00000100", 100, [])
+    assert store.tags() == ["step-00000009", "step-00000020", "step-00000100"]
+    assert store.once_committed()
 
 
-def test_a_save_that_was_cut_off_is_no_checkpoint_and_is_pruned(tmp_path):
-    store = CheckpointStore(tmp_path)
-    commit(store, 10)
-    staging = store.staging(20, 1)
-    (staging / rank_file_name(0)).write_bytes(b"half")
-    assert store.tags() == ["step-00000010"]
-    assert store.prune(keep_last=2) == [staging.name]
-    assert not staging.exists()
+def test_a_name_that_no_step_has_is_no_tag(store):
+    save(store, 123_456_789)
+    for name in ("step-1", "step-000000001", "step-00000001.bak", "mine"):
+        (store.root / name).mkdir()
+    assert store.tags() == ["step-123456789"]
 
 
-def test_prune_keeps_the_newest(tmp_path):
-    store = CheckpointStore(tmp_path)
-    for step in (10, 20, 30):
-        commit(store, step)
-    store.prune(keep_last=2)
-    assert store.tags() == ["step-00000020", "step-00000030"]
+def _damaged_body(**changes) -> Callable[[Path], object]:
+    """A manifest with other values and a digest that fits them."""
 
+    def damage(directory: Path) -> None:
+        path = directory / "manifest.json"
+        body = json.loads(path.read_text())["manifest"] | changes
+        path.write_text(json.dumps({"sha256": _digest(body), "manifest": body}))
 
-def _truncate(directory: Path) -> None:
-    path = directory / rank_file_name(0)
-    os.truncate(path, path.stat().st_size - 1)
-
-
-def _flip_a_bit(directory: Path) -> None:
-    path = directory / rank_file_name(0)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    return damage
 
 
 def _flip_in_manifest(directory: Path) -> None:
     path = directory / "manifest.json"
-    path.write_text(path.read_text().replace('"optimizer_steps": 20', '"optimizer_steps": 21'))
+    text = path.read_text()
+    assert '"world_size": 2' in text
+    path.write_text(text.replace('"world_size": 2', '"world_size": 3'))
 
 
-def _rewrite_schema(directory: Path) -> None:
-    from vitscale.checkpoint.manifest import _digest
-
-    path = directory / "manifest.json"
-    body = json.loads(path.read_text())["manifest"] | {"schema_version": 99}
-    path.write_text(json.dumps({"sha256": _digest(body), "manifest": body}))
+def _record(name: str) -> dict[str, object]:
+    return {"files": [{"name": name, "size_bytes": 1, "sha256": ""}]}
 
 
-def _wrong_field(directory: Path) -> None:
-    from vitscale.checkpoint.manifest import _digest
+DAMAGES = {
+    "truncated": (truncate, "bytes where"),
+    "flipped": (flip_a_bit, "rank-00001.safetensors: its SHA-256 is not the recorded one"),
+    "missing": (lambda d: (d / rank_file_name(0)).unlink(), "rank-00000.safetensors: missing"),
+    "a-folder": (
+        lambda d: ((d / rank_file_name(0)).unlink(), (d / rank_file_name(0)).mkdir()),
+        "rank-00000.safetensors: ",
+    ),
+    "no-manifest": (lambda d: (d / "manifest.json").unlink(), "never finished"),
+    "half-manifest": (lambda d: os.truncate(d / "manifest.json", 200), "damaged"),
+    "no-object": (lambda d: (d / "manifest.json").write_text("[1]"), "damaged"),
+    "no-text": (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
+    "manifest-a-folder": (
+        lambda d: ((d / "manifest.json").unlink(), (d / "manifest.json").mkdir()),
+        "damaged: .*directory",
+    ),
+    "flipped-manifest": (_flip_in_manifest, "digest does not match"),
+    "other-schema": (_damaged_body(schema_version=99), "schema 99"),
+    "wrong-field": (_damaged_body(step="many"), "step"),
+    "leads-out": (_damaged_body(**_record("../x")), "no name of a file"),
+    "no-path": (_damaged_body(**_record("a\0b")), "no name of a file"),
+}
 
-    path = directory / "manifest.json"
-    body = json.loads(path.read_text())["manifest"] | {"step": "many"}
-    path.write_text(json.dumps({"sha256": _digest(body), "manifest": body}))
 
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (_truncate, "bytes where"),
-        (_flip_a_bit, "SHA-256"),
-        (lambda d: (d / rank_file_name(0)).unlink(), "missing"),
-        (lambda d: (d / "manifest.json").unlink(), "never finished"),
-        (lambda d: (d / "manifest.json").write_text("{"), "damaged"),
-        (_flip_in_manifest, "digest does not match"),
-        (_rewrite_schema, "schema 99"),
-        (_wrong_field, "step"),
-    ],
-)
-def test_a_damaged_tag_is_passed_over_by_name_and_alone_it_stops_the_run(tmp_path, damage, said):
-    store = CheckpointStore(tmp_path)
-    commit(store, 10)
-    commit(store, 20)
+@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.fault(7, 8, 10)
+def test_a_damaged_tag_is_passed_over_by_name_and_alone_it_stops_the_run(store, damage, said):
+    save(store, 10)
+    save(store, 20)
     damage(store.path("step-00000020"))
     tag, _, passed_over = store.newest_valid()
     assert tag == "step-00000010"
-    assert len(passed_over) == 1
-    assert "step-00000020" in passed_over[0]
-    assert said in passed_over[0]
+    (line,) = passed_over
+    assert line.startswith(f"{store.root}/step-00000020")
+    assert line.endswith("going on from step-00000010 instead")
+    assert "\n" not in line
+    with pytest.raises(CheckpointError, match=said):
+        store.verify("step-00000020")
 
-    damage(store.path("step-00000010")) if damage is not _flip_in_manifest else _truncate(store.path("step-00000010"))
-    with pytest.raises(CheckpointError, match="none of 2 checkpoints is valid"):
+    shutil.rmtree(store.path("step-00000010"))
+    with pytest.raises(CheckpointError, match=f"none of 1 checkpoints is valid .*{said}.*--fresh$"):
         store.newest_valid()
 
 
-def test_a_later_start_replaces_a_tag_of_the_same_step(tmp_path):
-    store = CheckpointStore(tmp_path)
-    commit(store, 10, generation=1)
-    commit(store, 10, generation=2)
+def test_every_damaged_file_has_a_line(store):
+    save(store, 10)
+    directory = store.path("step-00000010")
+    assert store.faults("step-00000010") == []
+    for rank in (0, 1):
+        os.truncate(directory / rank_file_name(rank), 5)
+    assert len(store.faults("step-00000010")) == 2
+
+
+def test_a_folder_under_another_tags_name_is_refused(store):
+    save(store, 10)
+    store.path("step-00000010").rename(store.path("step-00000099"))
+    with pytest.raises(CheckpointError, match=r"step-00000099: holds the checkpoint of step 10: give it the name"):
+        store.verify("step-00000099")
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "file").mkdir()
+    size = (tmp_path / "file").stat().st_size
+    with pytest.raises(CheckpointError, match="file: cannot be read: Is a directory"):
+        check_file(tmp_path / "file", FileRecord(name="file", size_bytes=size, sha256=""))
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(CheckpointError, match="loop: cannot be read: Too many levels"):
+        check_file(tmp_path / "loop", FileRecord(name="loop", size_bytes=1, sha256=""))
+
+
+@pytest.mark.parametrize("content", [None, "", "step-", "step-00000099\n", "../../etc\n", "\0\xff"])
+@pytest.mark.fault(9)
+def test_whatever_the_pointer_says_tags_are_looked_for(store, content):
+    save(store, 10)
+    save(store, 20)
+    pointer(store).unlink()
+    if content is not None:
+        pointer(store).write_text(content)
+    tag, _, passed_over = store.newest_valid()
+    assert tag == "step-00000020"
+    if content and "99" in content:  # what was committed last is gone, which is worth a word
+        assert passed_over == [
+            f"{store.root}/step-00000099: gone, though it was committed last: going on from step-00000020 instead"
+        ]
+    else:
+        assert passed_over == []
+
+
+@pytest.mark.parametrize("content", ["step-00000020\n", "", "bogus"])
+@pytest.mark.fault(9, 10)
+def test_where_something_was_committed_and_nothing_is_left_no_run_starts_over(store, content):
+    save(store, 20)
+    shutil.rmtree(store.path("step-00000020"))
+    pointer(store).write_text(content)
+    assert store.once_committed()
+    with pytest.raises(CheckpointError, match=r"no checkpoint is there, but newest says .*--fresh$"):
+        store.newest_valid()
+    with pytest.raises(CheckpointError, match="no checkpoint is there"):
+        locate(store.root.parent)
+
+
+@pytest.mark.fault(15)
+def test_a_later_start_replaces_a_tag_of_the_same_step_and_an_older_one_does_not(store):
+    save(store, 10, generation=1)
+    save(store, 10, generation=2)
     assert store.verify("step-00000010").generation == 2
+    with pytest.raises(CheckpointError, match="start 2 of the run has saved this step, so start 1 may not"):
+        save(store, 10, generation=1)
+    assert store.verify("step-00000010").generation == 2
+    _flip_in_manifest(store.path("step-00000010"))
+    save(store, 10, generation=1)
+    assert store.highest_generation() == 1
+    assert store.prune(TWO, "step-00000010") == [".tmp-step-00000010-removed"]
 
 
-def test_locate_takes_a_run_or_a_tag(tmp_path):
-    store = CheckpointStore(tmp_path / "run")
-    commit(store, 10)
-    commit(store, 20)
-    assert locate(tmp_path / "run")[1].step == 20
+@pytest.mark.fault(15)
+def test_a_tag_of_a_start_that_was_overtaken_is_passed_over_and_goes_when_newer_ones_do(store):
+    save(store, 100, generation=1)
+    save(store, 150, generation=2)
+    save(store, 200, generation=1)  # a rank that did not know
+    tag, _, passed_over = store.newest_valid()
+    assert tag == "step-00000150"
+    (line,) = passed_over
+    assert "step-00000200: saved by start 1 of the run after start 2 had gone on from a lower step" in line
+    assert store.highest_generation() == 2
+    save(store, 250, generation=2)
+    assert store.newest_valid()[0] == "step-00000250"
+    store.prune(TWO, "step-00000250")
+    assert store.tags() == ["step-00000150", "step-00000200", "step-00000250"]
+    save(store, 300, generation=2)
+    store.prune(TWO, "step-00000300")
+    assert store.tags() == ["step-00000250", "step-00000300"]
+
+
+def test_pruning_by_all_three_rules(store):
+    keep = CheckpointSection(keep_last=1, keep_every_steps=30, keep_best="val/top1")
+    for step, top1 in ((10, 0.1), (20, 0.9), (30, 0.2), (40, 0.5), (50, 0.3)):
+        tag = save(store, step, metrics={"val/top1": top1})
+        store.prune(keep, tag)
+    assert store.tags() == ["step-00000020", "step-00000030", "step-00000050"]
+
+
+@pytest.mark.parametrize("damage", [truncate, _flip_in_manifest, lambda d: (d / "manifest.json").unlink()])
+def test_a_damaged_tag_does_not_count_among_the_newest(store, damage):
+    for step in (10, 20, 30):
+        save(store, step)
+    damage(store.path("step-00000020"))
+    assert store.prune(TWO, "step-00000030") == []
+    save(store, 40)
+    assert store.prune(TWO, "step-00000040") == ["step-00000010", "step-00000020"]
+
+
+def test_a_tag_newer_than_the_sound_one_neither_counts_nor_goes(store):
+    for step in (10, 20, 30, 40):
+        save(store, step)
+    flip_a_bit(store.path("step-00000040"))  # of which sizes tell nothing
+    assert store.prune(TWO, "step-00000030") == ["step-00000010"]
+    assert store.newest_valid()[0] == "step-00000030"
+
+
+def test_a_pinned_tag_stays(store, caplog):
+    for step in (10, 20, 30):
+        save(store, step)
+    pin_branch(store.path("step-00000010"))
+    assert store.prune(CheckpointSection(keep_last=1), "step-00000030") == ["step-00000020"]
+    assert store.verify("step-00000010").step == 10
+    pin_branch(store.path("step-00000020"))
+    assert "step-00000020: cannot be pinned (No such file or directory)" in caplog.text
+    (store.path("step-00000010") / "keep").unlink()
+    assert store.prune(CheckpointSection(keep_last=1), "step-00000030") == ["step-00000010"]
+
+
+def test_what_cut_off_saves_left_goes_and_what_another_save_is_at_stays(store):
+    for step, generation in ((30, 1), (20, 2), (25, 2), (30, 2), (40, 3), (10, 3)):
+        staging = store.staging(step, generation)
+        (staging / rank_file_name(0)).write_bytes(b"half")
+    (store.root / ".tmp-step-00000005-removed").mkdir()
+    tag = store.commit(*stage(store, 25, 2))
+    assert store.tags() == [tag]
+    assert store.newest_valid()[0] == tag
+    gone = store.prune(TWO, tag)
+    assert gone == [".tmp-step-00000005-removed", ".tmp-step-00000020-g2", ".tmp-step-00000030-g1"]
+    # Other ranks may have begun the next save, and a newer start its own.
+    assert store.unfinished() == [".tmp-step-00000010-g3", ".tmp-step-00000030-g2", ".tmp-step-00000040-g3"]
+
+
+def test_a_tag_that_is_committed_while_another_process_looks_is_not_touched(store, monkeypatch):
+    for step in (10, 20, 30):
+        save(store, step)
+    look = CheckpointStore.manifests
+
+    def look_and_save(self):
+        found = look(self)
+        save(store, 40)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointStore, "manifests", look_and_save)
+        assert store.newest_valid()[0] == "step-00000030"
+        shutil.rmtree(store.path("step-00000040"))
+        assert store.prune(CheckpointSection(keep_last=1), "step-00000030") == ["step-00000010", "step-00000020"]
+    assert store.newest_valid()[0] == "step-00000040"
+
+
+def test_what_cannot_be_removed_is_told_and_left(store, monkeypatch, caplog):
+    for step in (10, 20, 30):
+        save(store, step)
+
+    def refuse(path):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", refuse)
+        assert store.prune(TWO, "step-00000030") == []
+    assert "step-00000010: cannot be removed: Device or resource busy: tried again after the next save" in caplog.text
+    assert store.prune(TWO, "step-00000030") == [".tmp-step-00000010-removed"]
+
+    def gone(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    save(store, 40)
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING):
+        caplog.clear()
+        patched.setattr(shutil, "rmtree", gone)
+        assert store.prune(TWO, "step-00000040") == []
+    assert not caplog.records
+
+
+class _Cut(BaseException):
+    """The power goes."""
+
+
+@contextmanager
+def cut_at(monkeypatch, count: int, failure: BaseException) -> Iterator[list[str]]:
+    """Let the first `count` effects on the disk happen and fail at the next; names those that happened."""
+    happened: list[str] = []
+
+    def counted(name, effect):
+        def call(*arguments, **keywords):
+            if len(happened) == count:
+                raise failure
+            happened.append(f"{name} {Path(str(arguments[0])).name}")
+            return effect(*arguments, **keywords)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for owner, names in ((os, ("fsync", "unlink", "rmdir")), (Path, ("rename", "replace", "write_text"))):
+            for name in names:
+                patched.setattr(owner, name, counted(name, getattr(owner, name)))
+        yield happened
+
+
+@pytest.mark.parametrize("failure", [_Cut(), OSError(errno.ENOSPC, "No space left on device")], ids=["cut", "full"])
+@pytest.mark.fault(4, 5)
+def test_a_save_that_is_cut_at_any_instant_leaves_the_old_tags_and_a_pointer_to_a_sound_one(
+    tmp_path, monkeypatch, failure
+):
+    outcomes = []
+    for count in range(30):
+        store = CheckpointStore(tmp_path / str(count))
+        save(store, 10)
+        save(store, 20)
+        flip_a_bit(store.path("step-00000020"))  # the run fell back and comes by the same step again
+        staging, manifest = stage(store, 20, generation=2)
+        try:
+            with cut_at(monkeypatch, count, failure) as happened:
+                tag = store.commit(staging, manifest)
+                store.prune(CheckpointSection(keep_last=1), tag)
+        except type(failure):
+            pass
+        else:
+            outcomes.append("done")
+            if outcomes[-2:] == ["done", "done"]:
+                break
+            continue
+        newest, found, _ = store.newest_valid()
+        outcomes.append(newest)
+        assert (newest, found.generation) in {("step-00000010", 1), ("step-00000020", 2)}, happened
+        assert pointer(store).read_text().strip() in {"step-00000010", "step-00000020"}
+        # The next save and its pruning clear up.
+        tag = save(store, 30, generation=3)
+        store.prune(CheckpointSection(keep_last=1), tag)
+        assert store.tags() == ["step-00000030"]
+        assert store.unfinished() == []
+    assert {"step-00000010", "step-00000020", "done"} == set(outcomes)
+
+
+def test_the_order_of_a_commit(store, monkeypatch):
+    staging, manifest = stage(store, 10)
+    with cut_at(monkeypatch, 100, _Cut()) as happened:
+        store.commit(staging, manifest)
+    names = [entry.split()[0] for entry in happened]
+    # Manifest, its directory entry, the tag's name, and only then the pointer: each flushed before the next.
+    assert names == ["write_text", "fsync", "fsync", "rename", "fsync", "fsync", "replace", "fsync"]
+
+
+def test_a_metric_that_is_no_number_survives(store):
+    save(store, 10, metrics={"val/loss": float("nan"), "val/top1": float("inf")})
+    assert store.verify("step-00000010").metrics["val/top1"] == float("inf")
+
+
+def test_locate_takes_a_run_or_a_tag_and_says_what_it_passes_over(store, tmp_path, caplog):
+    save(store, 10)
+    save(store, 20)
+    assert locate(store.root.parent)[1].step == 20
     assert locate(store.path("step-00000010"))[1].step == 10
+    truncate(store.path("step-00000020"))
+    assert locate(store.root.parent)[1].step == 10
+    assert "passing over a checkpoint" in caplog.text
+    with pytest.raises(CheckpointError, match="bytes where"):
+        locate(store.path("step-00000020"))
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         locate(tmp_path)
+
+
+def test_a_manifest_without_files_is_sound(store):
+    staging = store.staging(10, 1)
+    store.commit(staging, manifest_of(10))
+    assert store.faults("step-00000010") == []

@@ -111,6 +111,7 @@ def test_reading_ahead_runs_one_window_ahead_and_no_further(dataset: Path) -> No
     stream.close()
 
 
+@pytest.mark.fault(27)
 def test_changed_bytes_are_a_bad_sample(copy: Path) -> None:
     index = open_split(copy, "train")
     with Path(index.shard_path(9)).open("r+b") as shard:

@@ -161,6 +161,7 @@ def with_path(section: DataSection, path: Path) -> DataSection:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.fault(26, 28)
 def test_a_bad_sample_is_replaced_and_named(
     section: DataSection, images: list[bytes], dataset_of: Callable[[Sequence[bytes]], Path], workers: int
 ) -> None:
@@ -195,6 +196,7 @@ def test_a_bad_sample_is_left_out_of_evaluation(
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.fault(28)
 def test_too_many_bad_samples_end_the_run(
     section: DataSection, images: list[bytes], dataset_of: Callable[[Sequence[bytes]], Path], workers: int
 ) -> None:
@@ -285,6 +287,7 @@ def test_workers_outlive_the_jobs_signals_but_not_the_trainer(dataset: Path, tmp
     assert not alive
 
 
+@pytest.mark.fault(25)
 def test_a_killed_worker_ends_the_run_in_place_of_hanging_it(section: DataSection) -> None:
     with_workers = section.model_copy(update={"workers": 2, "prefetch_batches": 1})
     before = set(multiprocessing.active_children())

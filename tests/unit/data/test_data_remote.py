@@ -72,6 +72,7 @@ def test_a_pickled_one_starts_afresh(server):
 
 
 @pytest.mark.parametrize("fault", ["500", "502", "503", "429", "408", "reset", "short", "half"])
+@pytest.mark.fault(30)
 def test_what_passes_is_tried_again(server, fault):
     server.fail("d/a.tar", fault, fault)
     shards = RemoteShards(f"{server.url}/d", PATIENT)
@@ -84,6 +85,7 @@ def test_what_passes_is_tried_again(server, fault):
     [("stall", {"stall_timeout_s": 0.3}), ("drip", {"request_timeout_s": 0.6})],
     ids=["stall", "drip"],
 )
+@pytest.mark.fault(30)
 def test_a_server_that_does_not_come_to_an_end_is_left(server, fault, timeout):
     server.fail("d/a.tar", fault)
     others = {"stall_timeout_s": 1e4, "request_timeout_s": 1e4, "longest_pause_s": 0.01}
@@ -102,6 +104,7 @@ def test_a_server_that_does_not_come_to_an_end_is_left(server, fault, timeout):
         ("drip", r"body error \(TimedOut\)"),
     ],
 )
+@pytest.mark.fault(30)
 def test_what_does_not_pass_ends_as_worth_a_requeue(server, fault, cause):
     server.fail_always("d/a.tar", fault)
     with pytest.raises(ShardUnreachableError) as caught:

@@ -83,6 +83,7 @@ class Canary:
 """
 
 
+@pytest.mark.fault(32)
 def test_pickles_and_pipes_are_never_executed(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     space: dict[str, type] = {}

@@ -160,6 +160,7 @@ def test_images_larger_than_the_buffer_are_read_whole(tmp_path):
     assert scan_shard(path, True)["crc32"].to_pylist() == [zlib.crc32(data) for data in (image(1), big, image(1))]
 
 
+@pytest.mark.fault(32)
 def test_nothing_in_a_shard_is_executed(tmp_path, monkeypatch):
     canary = tmp_path / "canary"
 
@@ -201,6 +202,7 @@ def test_samples_that_cannot_be_trained_on_are_refused_with_their_place(tmp_path
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.9])
+@pytest.mark.fault(26)
 def test_a_truncated_shard_is_refused(shards, tmp_path, keep):
     content = shards[1].read_bytes().rstrip(b"\0")
     shards[1].write_bytes(content[: int(keep * len(content))])

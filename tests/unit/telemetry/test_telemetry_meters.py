@@ -1,6 +1,6 @@
 import math
-from functools import reduce
 from dataclasses import dataclass
+from functools import reduce
 
 import pytest
 from hypothesis import given
@@ -152,8 +152,8 @@ def test_the_slowest_rank_is_named_with_its_lag_over_the_median():
     assert slowest_rank([0.0, 0.0])[tags.MACHINE_SLOWEST_RANK_LAG] == 0.0
 
 
-def mean_of(values, start=RunningMean(4)):
-    return reduce(RunningMean.with_value, values, start)
+def mean_of(values, start=None):
+    return reduce(RunningMean.with_value, values, start or RunningMean(4))
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=60), st.integers(1, 20))

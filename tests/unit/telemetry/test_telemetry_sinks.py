@@ -37,6 +37,7 @@ def test_jsonl_is_strict_json_when_a_value_is_not_finite(tmp_path):
     assert (record["a"], record["b"], record["c"]) == (None, None, 1.0)
 
 
+@pytest.mark.fault(35)
 def test_an_unwritable_tensorboard_directory_is_told_once_and_the_others_go_on(tmp_path, caplog):
     (tmp_path / "board").write_text("a file where the directory should be")
     writer = MetricWriter([TensorBoardSink(tmp_path / "board"), JsonlSink(tmp_path / "metrics.jsonl")])

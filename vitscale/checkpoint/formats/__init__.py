@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vitscale.checkpoint.card import CARD_NAME
+from vitscale.checkpoint.formats.deepspeed_folder import DeepSpeedReader
 from vitscale.checkpoint.formats.folder_config import CONFIG_NAME, WEIGHTS_NAME
 from vitscale.checkpoint.formats.hf_folder import HfFormat
 from vitscale.checkpoint.formats.npz import ARRAYS_NAME, NpzFormat
@@ -25,7 +26,8 @@ _FORMATS: tuple[Format, ...] = (
 )
 FORMATS: Mapping[str, Format] = MappingProxyType({format_.name: format_ for format_ in _FORMATS})
 """The formats that are written and read, by their words on the command line."""
-READERS: Mapping[str, Reader] = MappingProxyType({**FORMATS, StateDictReader.name: StateDictReader()})
+_READ_ONLY: tuple[Reader, ...] = (StateDictReader(), DeepSpeedReader())
+READERS: Mapping[str, Reader] = MappingProxyType({**FORMATS, **{reader.name: reader for reader in _READ_ONLY}})
 """Those that are only read, too."""
 
 
@@ -48,8 +50,8 @@ def read_portable(path: Path, format_: str | None = None, hints: Hints | None = 
         found = [READERS[format_]] if format_ else [known for known in READERS.values() if known.recognises(path)]
         if not found:
             raise CheckpointError(
-                f"{path}: no exported model: give a folder with card.json or config.json, or a file that ends in .npz, "
-                ".pth, .pt, .bin or .safetensors"
+                f"{path}: no exported model: give a folder with card.json or config.json, one that DeepSpeed saved to, "
+                "or a file that ends in .npz, .pth, .pt, .bin or .safetensors"
             )
         return found[0].read(path, hints or Hints())
     except OSError as error:

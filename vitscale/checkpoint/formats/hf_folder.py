@@ -26,8 +26,8 @@ from vitscale.checkpoint.formats.folder_config import (
 )
 from vitscale.checkpoint.formats.inference import nearest_name
 from vitscale.checkpoint.formats.own import write_linked_safetensors
+from vitscale.checkpoint.integrity import sha256_of
 from vitscale.checkpoint.portable import Hints, Link, Origin, PortableModel, parameter_shapes, read_tensor_file, same
-from vitscale.checkpoint.store import sha256_of
 from vitscale.errors import CheckpointError
 from vitscale.model import Preprocessing, Variant
 

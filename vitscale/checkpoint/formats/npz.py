@@ -24,6 +24,7 @@ from vitscale.checkpoint.formats.npz_links import (
     join_class_token,
     links,
 )
+from vitscale.checkpoint.integrity import check_file, record_file, sha256_of
 from vitscale.checkpoint.portable import (
     Hints,
     LazyWeights,
@@ -34,7 +35,6 @@ from vitscale.checkpoint.portable import (
     parameter_shapes,
     read_linked,
 )
-from vitscale.checkpoint.store import check_file, record_file, sha256_of
 from vitscale.errors import CheckpointError, ConfigError
 from vitscale.model import TABLE, Variant, resolve_variant
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from vitscale.checkpoint.card import CARD_NAME, card_of, described_by, read_card, write_card
 from vitscale.checkpoint.containers import Precision, open_tensors, write_safetensors
 from vitscale.checkpoint.formats.folder_config import CONFIG_NAME, WEIGHTS_NAME
+from vitscale.checkpoint.integrity import check_file, record_file
 from vitscale.checkpoint.portable import (
     Hints,
     Link,
@@ -15,7 +16,6 @@ from vitscale.checkpoint.portable import (
     parameter_shapes,
     read_tensor_file,
 )
-from vitscale.checkpoint.store import check_file, record_file
 
 
 class OwnFormat:

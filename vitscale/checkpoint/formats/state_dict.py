@@ -4,13 +4,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from vitscale.checkpoint.containers import TensorFile, open_tensors
 from vitscale.checkpoint.formats.inference import variant_of_state_dict
+from vitscale.checkpoint.integrity import sha256_of
 from vitscale.checkpoint.portable import Hints, Origin, PortableModel, Shapes, own_names, parameter_shapes, read_linked
-from vitscale.checkpoint.store import sha256_of
 from vitscale.errors import CheckpointError
 from vitscale.model import TABLE
 
@@ -33,19 +34,31 @@ class StateDictReader:
 
     def read(self, path: Path, hints: Hints) -> PortableModel:
         """See `Reader`. `hints.name` must be given: no tensor tells the heads and the pixels."""
-        file = _Renamed(open_tensors(path))
-        variant = variant_of_state_dict(file.shapes, str(path), hints)
-        assert hints.name is not None  # without it the line above raises
-        mend = f"it was taken for {hints.name}: say what it is with --model"
-        weights = read_linked(file, file.shapes, str(path), own_names(variant), parameter_shapes(variant), mend)
-        pixels, origin = TABLE[hints.name].preprocessing, Origin(path.name, sha256_of(path))
-        return PortableModel(hints.name, variant, weights, pixels, origin, hints.labels)
+        return undescribed(open_tensors(path), Origin(path.name, sha256_of(path)), hints)
 
 
-class _Renamed(Mapping[str, Tensor]):
+def undescribed(
+    file: TensorFile, origin: Origin, hints: Hints, trained: Mapping[str, Any] | None = None
+) -> PortableModel:
+    """The model of tensors with timm's names, of which nothing but `hints` says what they are.
+
+    Raises:
+        CheckpointError: `hints` names no variant, or the tensors are of another one.
+    """
+    renamed, where = Renamed(file), str(file.path)
+    variant = variant_of_state_dict(renamed.shapes, where, hints)
+    assert hints.name is not None  # without it the line above raises
+    mend = f"it was taken for {hints.name}: say what it is with --model"
+    weights = read_linked(renamed, renamed.shapes, where, own_names(variant), parameter_shapes(variant), mend)
+    pixels = TABLE[hints.name].preprocessing
+    return PortableModel(hints.name, variant, weights, pixels, origin, hints.labels, trained or {})
+
+
+class Renamed(Mapping[str, Tensor]):
     """A file's tensors under timm's names of today."""
 
     def __init__(self, file: TensorFile) -> None:
+        """Raises CheckpointError where two tensors would have one name."""
         self._file = file
         self._keys: dict[str, str] = {}
         for key in file:

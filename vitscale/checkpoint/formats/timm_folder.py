@@ -23,8 +23,8 @@ from vitscale.checkpoint.formats.folder_config import (
 )
 from vitscale.checkpoint.formats.inference import architecture_name
 from vitscale.checkpoint.formats.own import write_linked_safetensors
+from vitscale.checkpoint.integrity import sha256_of
 from vitscale.checkpoint.portable import Hints, Origin, PortableModel, own_names, parameter_shapes, read_tensor_file
-from vitscale.checkpoint.store import sha256_of
 from vitscale.errors import CheckpointError
 from vitscale.model import TABLE, Preprocessing, Variant, first_convolution, resolve_variant
 

@@ -1,0 +1,255 @@
+"""Taking a run directory over: what is kept, what is refused, and what launchers get to know."""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from micro_run import micro_tree
+
+from vitscale.checkpoint import CheckpointStore, Manifest, mirror_of, update_mirror
+from vitscale.config import Config
+from vitscale.errors import EXIT_FILE_VARIABLE, CheckpointError, ExitStatus, RunDirectoryError
+from vitscale.ranks import Ranks
+from vitscale.train.beats import FOLDER_NAME, Beat, beat_file
+from vitscale.train.lock import ProcessMark
+from vitscale.train.run_directory import RunDirectory, refusals_told
+
+ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+OTHER = Ranks(1, 2, 1, 2, torch.device("cpu"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config.model_validate(micro_tree(tmp_path / "data", tmp_path / "run"))
+
+
+@pytest.fixture
+def opened(config):
+    """Open the directory once more; what was opened before lets go of it as a killed process would."""
+    held = []
+
+    def open_again(**options):
+        for directory in held:
+            directory._lock.release()
+        directory = RunDirectory.open(config, ALONE, **options)
+        held.append(directory)
+        return directory
+
+    yield open_again
+    for directory in held:
+        directory._lock.release()
+
+
+def commit(run_dir, step, generation, config=None):
+    """A checkpoint with no rank's file in it."""
+    store = CheckpointStore(run_dir)
+    manifest = Manifest(
+        step=step, generation=generation, world_size=1, optimizer_steps=step, cursor={}, course={},
+        config=config.model_dump(mode="json") if config else {}, model={},
+        labels=[], shapes={}, metrics={}, versions={}, saved_at="now", files=[],
+    )  # fmt: skip
+    return store.commit(store.staging(step, generation), manifest)
+
+
+def starts(run_dir):
+    return json.loads((run_dir / "starts.json").read_text())
+
+
+def test_every_start_is_on_record_with_its_end(opened, config, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    run_dir = config.run.dir
+    first = opened()
+    assert (first.generation, first.is_current()) == (1, True)
+    commit(run_dir, 5, 1)
+    first.note_saved(5)
+    first.close(ExitStatus.TRANSIENT, "RuntimeError: broken", 7)
+    assert not (run_dir / "lock").read_text()
+    assert json.loads((run_dir / "exit.json").read_text())["generation"] == 1
+
+    second = opened()
+    assert not (run_dir / "exit.json").exists()
+    assert (first.is_current(), second.is_current()) == (False, True)
+    lock = json.loads((run_dir / "lock").read_text())
+    assert (lock["generation"], lock["job"], lock["mark"]["pid"]) == (2, "4711", os.getpid())
+    # It is killed; its rank 0 was last seen after step 9.
+    beat = Beat(2, 0, "node1", ProcessMark.own(), "step", 9, 1.0, time.time())
+    (run_dir / FOLDER_NAME).mkdir()
+    beat_file(run_dir, 0).write_bytes(beat.encode())
+
+    opened()
+    records = starts(run_dir)
+    assert [(r["generation"], r["job"], r["found_step"], r["saved_step"]) for r in records] == [
+        (1, "4711", 0, 5), (2, "4711", 5, None), (3, "4711", 5, None),
+    ]  # fmt: skip
+    assert [r["end"] for r in records] == [
+        {"reason": "RuntimeError: broken", "step": 7, "status": 1},
+        {"reason": "killed, out of memory or its node lost, last seen in its section step", "step": 9, "status": None},
+        None,
+    ]
+
+
+def test_a_start_that_never_beat_is_told_as_killed(opened, config):
+    opened()
+    (config.run.dir / "exit.json").write_text('{"generation": 1}')  # cut off, or written by someone else
+    opened()
+    assert starts(config.run.dir)[0]["end"]["reason"] == "killed, out of memory or its node lost"
+
+
+def test_the_first_reason_of_an_end_is_the_one_that_counts(opened, config, tmp_path, monkeypatch):
+    monkeypatch.setenv(EXIT_FILE_VARIABLE, str(tmp_path / "told"))
+    directory = opened()
+    directory.record_end(ExitStatus.TRANSIENT, "the run stands still", 7)
+    directory.close(ExitStatus.TRANSIENT, "RuntimeError: connection closed", 7)
+    text = (config.run.dir / "exit.json").read_text()
+    assert json.loads(text)["reason"] == "the run stands still"
+    assert (tmp_path / "told").read_text() == text
+
+
+@pytest.mark.fault(15)
+def test_a_start_that_was_overtaken_leaves_the_newer_one_its_records(opened, config, tmp_path, monkeypatch):
+    monkeypatch.setenv(EXIT_FILE_VARIABLE, str(tmp_path / "told"))
+    old = opened()
+    new = opened()
+    old.record_end(ExitStatus.USER_ERROR, "overtaken", 7)
+    assert not new.has_ended()
+    assert json.loads((tmp_path / "told").read_text())["reason"] == "overtaken"
+    new.note_saved(10)
+    old.note_saved(5)
+    assert [(r["generation"], r["saved_step"]) for r in starts(config.run.dir)] == [(1, 5), (2, 10)]
+    (config.run.dir / "generation").write_text("nonsense")
+    new.record_end(ExitStatus.FINISHED, "finished", 12)
+    assert new.has_ended()
+
+
+def test_a_damaged_record_of_starts_stops_a_start_and_no_save(opened, config):
+    file = config.run.dir / "starts.json"
+    directory = opened()
+    file.write_text("nonsense")
+    with pytest.raises(RunDirectoryError, match=r"starts\.json: is no record of starts"):
+        opened()
+    directory.note_saved(5)
+    assert [(r["generation"], r["saved_step"]) for r in starts(config.run.dir)] == [(1, 5)]
+
+
+def test_the_generation_outlives_the_loss_of_its_file(opened, config):
+    opened()
+    opened()
+    (config.run.dir / "generation").unlink()
+    assert opened().generation == 3
+    commit(config.run.dir, 5, 8)
+    for name in ("generation", "starts.json"):
+        (config.run.dir / name).unlink()
+    assert opened().generation == 9, "a newer start is known of by its checkpoint"
+    (config.run.dir / "generation").write_text("nonsense")
+    with pytest.raises(RunDirectoryError, match="generation: holds no number: remove it"):
+        opened()
+
+
+def test_a_refused_start_holds_nothing_and_changes_nothing(opened, config):
+    opened().close(ExitStatus.TRANSIENT, "why", 7)
+    before = {path.name: path.read_bytes() for path in config.run.dir.iterdir()}
+    changed = config.model_copy(update={"optim": config.optim.model_copy(update={"peak_lr": 1.0})})
+    with pytest.raises(RunDirectoryError, match=r"its config differs in optim\.peak_lr"):
+        RunDirectory.open(changed, ALONE)
+    assert {path.name: path.read_bytes() for path in config.run.dir.iterdir()} == before
+    RunDirectory.open(changed, ALONE, allow_change=["optim.peak_lr"]).close(ExitStatus.FINISHED, "", 1)
+    assert yaml.safe_load((config.run.dir / "config.yaml").read_text())["optim"]["peak_lr"] == 1.0
+
+
+def test_a_directory_that_cannot_be_is_named(tmp_path, config):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(RunDirectoryError, match=r"run: cannot be written: File exists: choose another run\.dir"):
+        RunDirectory.open(config, ALONE)
+    (tmp_path / "run").unlink()
+    (tmp_path / "run" / "environment.json").mkdir(parents=True)
+    with pytest.raises(RunDirectoryError, match=r"run: cannot be used: .*Is a directory"):
+        RunDirectory.open(config, ALONE)
+
+
+@pytest.mark.fault(20)
+def test_a_run_that_comes_to_nothing_three_times_is_not_started_again(opened, config):
+    for reason in ("first", "second"):
+        opened().close(ExitStatus.TRANSIENT, reason, 3)
+    opened()  # killed
+    with pytest.raises(RunDirectoryError) as caught:
+        opened()
+    assert caught.value.status == ExitStatus.USER_ERROR
+    assert "in 3 starts that failed one after the other (start 1 at step 3: first; start 2 at step 3: sec" in str(
+        caught.value
+    )
+    assert f"remove {config.run.dir / 'starts.json'} to try again" in str(caught.value)
+    with pytest.raises(RunDirectoryError):
+        opened()
+    (config.run.dir / "starts.json").unlink()
+    assert opened().generation == 4
+
+
+@pytest.mark.fault(9, 10)
+def test_a_run_whose_checkpoints_are_gone_begins_anew_only_when_told(opened, config):
+    run_dir = config.run.dir
+    opened()
+    opened()  # nothing was saved yet: it may simply begin again
+    commit(run_dir, 5, 2)  # and is killed before it can put that on record
+    opened().note_saved(10)
+    with pytest.raises(RunDirectoryError, match="holds step-00000005: --fresh is for a run directory without"):
+        opened(fresh=True)
+    (run_dir / "checkpoints" / "step-00000005").rename(run_dir / "step")
+    # Its pointer still tells of it: the store has the word, when it looks for the newest one.
+    with pytest.raises(CheckpointError, match="no checkpoint is there"):
+        CheckpointStore(run_dir).newest_valid()
+    with pytest.raises(RunDirectoryError, match="holds the name of a checkpoint that was there: --fresh"):
+        opened(fresh=True)
+    (run_dir / "checkpoints").rename(run_dir / "old")
+    with pytest.raises(RunDirectoryError) as caught:
+        opened()
+    assert str(caught.value) == (
+        f"{run_dir}: step 10 was saved here, and {run_dir / 'checkpoints'} holds no checkpoint: put it back, or start "
+        "from step 0 with --fresh"
+    )
+    assert opened(fresh=True).generation == 4
+    assert opened().generation == 5, "from here on it is a run that has saved nothing yet"
+
+
+def test_an_empty_disk_gets_checkpoint_and_config_from_the_mirror(tmp_path, config):
+    mirror = config.checkpoint.model_copy(update={"mirror": f"file://{tmp_path / 'far'}"})
+    config = config.model_copy(update={"checkpoint": mirror})
+    first = RunDirectory.open(config, ALONE)
+    tag = commit(config.run.dir, 5, 1, config)
+    update_mirror(mirror_of(config), CheckpointStore(config.run.dir), mirror, tag)
+    first.close(ExitStatus.RUN_AGAIN, "received SIGTERM", 5)
+    shutil.rmtree(config.run.dir)
+
+    changed = config.model_copy(update={"optim": config.optim.model_copy(update={"peak_lr": 1.0})})
+    with pytest.raises(RunDirectoryError, match=r"its config differs in optim\.peak_lr"):
+        RunDirectory.open(changed, ALONE)
+    again = RunDirectory.open(config, ALONE)
+    assert again.generation == 2
+    assert starts(config.run.dir)[-1]["found_step"] == 5
+    again.close(ExitStatus.RUN_AGAIN, "received SIGTERM", 5)
+    with pytest.raises(RunDirectoryError, match="holds step-00000005: --fresh"):
+        RunDirectory.open(config, ALONE, fresh=True)
+
+
+def test_only_rank_0_keeps_records(config, tmp_path, monkeypatch):
+    directory = RunDirectory(config)
+    directory.beat()
+    directory.close(ExitStatus.TRANSIENT, "why", 3)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refusal_reaches_a_launcher_that_hides_exit_statuses(tmp_path, monkeypatch):
+    monkeypatch.setenv(EXIT_FILE_VARIABLE, str(tmp_path / "told"))
+    for ranks in (OTHER, ALONE):
+        assert not (tmp_path / "told").exists()
+        with pytest.raises(RunDirectoryError), refusals_told(ranks):
+            raise RunDirectoryError("held by somebody")
+    told = json.loads((tmp_path / "told").read_text())
+    assert (told["status"], told["reason"], told["step"]) == (2, "held by somebody", 0)
+    monkeypatch.delenv(EXIT_FILE_VARIABLE)
+    with pytest.raises(RunDirectoryError), refusals_told(replace(ALONE)):
+        raise RunDirectoryError("held by somebody")
