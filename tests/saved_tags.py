@@ -11,9 +11,10 @@ from vitscale.checkpoint import CheckpointStore, Manifest, rank_file_name, recor
 NUMEL = 64
 
 
-def manifest_of(step: int, generation: int = 1, files=(), metrics=None, config=None) -> Manifest:
+def manifest_of(step: int, generation: int = 1, files=(), metrics=None, config=None, run_id="") -> Manifest:
     return Manifest(
-        step=step, generation=generation, world_size=2, optimizer_steps=step, cursor={"position": 8 * step},
+        step=step, run_id=run_id, generation=generation, world_size=2, optimizer_steps=step,
+        cursor={"position": 8 * step},
         config={"engine": {"kind": "deepspeed", "zero_stage": 2}} if config is None else config, model={}, labels=[],
         shapes={"w": [2, NUMEL]}, metrics=metrics or {}, versions={"torch": "2.14"},
         saved_at="2026-01-02T03:04:05+00:00", files=list(files),

@@ -24,7 +24,6 @@ import vitscale.checkpoint.store as store_module
 import vitscale.train.saving as saving_module
 from vitscale.checkpoint import CheckpointStore, Snapshot
 from vitscale.cli.main import main
-from vitscale.errors import CheckpointError
 
 ENDING_S = 60.0
 """After the harm, for all ranks to end (fault 1)."""
@@ -69,6 +68,8 @@ class Life:
     """Of a save, in which the blow falls."""
     expected_step: int
     """Of the newest sound checkpoint before it."""
+    named_step: int
+    """Of the newest checkpoint by name, sound or not."""
     damage: str = ""
     """Done to the files before it."""
     statuses: list[int | None] = field(default_factory=list)
@@ -114,7 +115,7 @@ class ChaosRun:
         while len(self.lives) < most_lives:
             number = len(self.lives)
             if number < len(phases):
-                life = Life((2, 2), "kill in save", phases[number], self._expected_step())
+                life = Life((2, 2), "kill in save", phases[number], self._expected_step(), self._named_step())
             else:
                 life = self._next_life(peace=number == most_lives - 1)
             self.lives.append(life)
@@ -144,23 +145,22 @@ class ChaosRun:
         if topology[0] == 1 and blow == "stop one":
             blow = "kill one"  # nobody would notice
         phase = self._dice.choice(SAVE_PHASES) if blow == "kill in save" else ""
-        return Life(topology, blow, phase, self._expected_step(), damage)
+        return Life(topology, blow, phase, self._expected_step(), self._named_step(), damage)
 
     def _expected_step(self) -> int:
         sound = self._sound_tags()
         return store_module.step_of(sound[-1]) if sound else 0
+
+    def _named_step(self) -> int:
+        tags = self._store.tags()
+        return store_module.step_of(tags[-1]) if tags else 0
 
     def _starts(self) -> list:
         path = self._run_dir / "starts.json"
         return json.loads(path.read_text()) if path.exists() else []
 
     def _sound_tags(self) -> list[str]:
-        found = []
-        for tag in self._store.tags():
-            with contextlib.suppress(CheckpointError):
-                self._store.verify(tag)
-                found.append(tag)
-        return found
+        return [tag for tag in self._store.tags() if not self._store.faults(tag)]
 
     def _live(self, life: Life, *, scripted: bool) -> None:
         world_size, stage = life.topology
@@ -195,7 +195,7 @@ class ChaosRun:
             assert all(status is not None for status in life.statuses), f"still running\n{self.story()}"
         self._check_start(life, at_start=at_start)
         tags = self._sound_tags()
-        self._fruitless = 0 if tags and store_module.step_of(tags[-1]) > life.expected_step else self._fruitless + 1
+        self._fruitless = 0 if tags and store_module.step_of(tags[-1]) > life.named_step else self._fruitless + 1
 
     def _await_step(self, processes: list, step: int) -> None:
         """Wait until this life has done a step, or a rank has ended by itself."""
@@ -232,7 +232,10 @@ class ChaosRun:
         """That the life began where the newest sound checkpoint stood, and not at step 0."""
         starts = self._starts()
         if len(starts) > self._known_starts:  # it came so far
-            assert starts[-1]["found_step"] == life.expected_step, self.story()
+            assert starts[-1]["found_step"] == life.named_step, self.story()
+        first = _STEP_LINE.search(self._log_path().read_text(errors="replace"))
+        if first is not None:
+            assert int(first[1]) == life.expected_step + 1, self.story()
         self._known_starts = len(starts)
         if life.blow == "ask to stop" and not at_start and any(status != 0 for status in life.statuses):
             assert life.statuses == [75] * life.topology[0], self.story()
@@ -326,7 +329,7 @@ def _arm(phase: str, call: int) -> None:
         case "manifest written":
             die_in(store_module, "write_manifest", after=True)
         case "renamed":
-            die_in(CheckpointStore, "_point_at", after=False)
+            die_in(store_module, "replace_file", after=False)
         case "pruning":
             die_in(CheckpointStore, "prune", after=False)
         case "clock set back":

@@ -12,7 +12,7 @@ import yaml
 from distributed_runner import run_distributed_test
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from vitscale.checkpoint import Snapshot
+from vitscale.checkpoint import CheckpointStore, Snapshot
 from vitscale.config import load_config
 from vitscale.errors import CheckpointError, DivergenceError, ExitStatus, RunDirectoryError
 from vitscale.train import run_training
@@ -135,6 +135,10 @@ def test_a_run_goes_on_at_another_world_size_and_stage(micro_config, tmp_path):
     assert losses(cut) == pytest.approx(losses(whole), rel=1e-5)
     merged = {step: sorted(keys) for step, keys in read_ledger(cut).items()}
     assert merged == {step: sorted(keys) for step, keys in read_ledger(whole).items()}
+    ids = [(run_dir / "run_id").read_text().strip() for run_dir in (whole, cut)]
+    assert ids[0] != ids[1]
+    saved = [CheckpointStore(run_dir).manifests()[0].values() for run_dir in (whole, cut)]
+    assert [{manifest.run_id for manifest in manifests} for manifests in saved] == [{run_id} for run_id in ids]
 
 
 def _expect(rank, world_size, path, overrides, error):

@@ -139,8 +139,9 @@ class Climb:
         config = _parse(merge_trees(self._tree, changes))
         blueprint = draw_blueprint(config, bench.ranks)
         directory = RunDirectory.open(config, bench.ranks)
-        watchdog = Watchdog(config.watchdog, bench.ranks, directory)
-        trainer = Trainer(blueprint, bench.ranks, StopRequest(), directory, watchdog)
+        stop = StopRequest()
+        watchdog = Watchdog(config.watchdog, bench.ranks, directory, stop)
+        trainer = Trainer(blueprint, bench.ranks, stop, directory, watchdog)
         trainer.feed = feed(blueprint, bench.ranks)
         with suppress(_MeasuredError):
             trainer.save = _stop_here  # type: ignore[method-assign]

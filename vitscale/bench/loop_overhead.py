@@ -98,7 +98,8 @@ def measure_loop(
     bare_parts = _Parts()
     between = _BareStepBetween(_bare_step(config, ranks.device, bare_parts), pairs)
     directory = RunDirectory.open(config, ranks)
-    watchdog = Watchdog(config.watchdog, ranks, directory)  # not started: a bare step in between has no name
+    # Not started: a bare step in between has no name.
+    watchdog = Watchdog(config.watchdog, ranks, directory, between)
     between.trainer = Trainer(draw_blueprint(config, ranks), ranks, between, directory, watchdog)
     with suppress(_EnoughError):
         between.trainer.run()

@@ -78,7 +78,7 @@ def measure_stall(ranks: Ranks, run_dir: Path, model_name: str, rounds: int) -> 
     try:
         times = take_turns({"beside": save, "waited for": save_and_wait}, rounds, warmup_rounds=1, between=train)
     finally:
-        saver.close()
+        saver.close(finished=False)
         directory.close(ExitStatus.FINISHED, "measured", next(numbers) - 1)
     beside_training, waited_for = times["beside"], times["waited for"]
     return Stall(

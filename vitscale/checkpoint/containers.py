@@ -91,15 +91,24 @@ def write_safetensors(
     for key, shape, _ in planned:
         start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
         header[key] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
+        file.write(safetensors_header(header))
         for key, shape, make in tqdm(planned, desc=path.name, unit="tensor", disable=None, leave=False):
             tensor = make().to(dtype).contiguous()
             assert tuple(tensor.shape) == tuple(shape), f"{key}: {tuple(tensor.shape)} is not {shape}"
             # A view as bytes: NumPy has no bf16. Scalars have no last dimension to view.
             file.write(tensor.view(-1).view(torch.uint8).numpy().data)
+
+
+def safetensors_header(table: Mapping[str, Any]) -> bytes:
+    """What stands before the data of a safetensors file: the table as JSON, and before it its length in bytes.
+
+    Args:
+        table: `dtype`, `shape` and `data_offsets` of each key; texts by their names as `__metadata__`.
+    """
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
 
 
 def write_npz(path: Path, arrays: Iterable[tuple[str, Callable[[], Tensor]]]) -> None:

@@ -10,7 +10,6 @@ What stands for a value is a list of strides, because ZeRO cuts parameters evenl
 behind the start of its tensors; the second follows it in the parameter and lies at the same place of the next file.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vitscale.checkpoint.containers import SAFETENSORS_NAMES
+from vitscale.checkpoint.integrity import check_file
 from vitscale.checkpoint.manifest import Manifest
 from vitscale.errors import CheckpointError
 
@@ -130,11 +130,9 @@ def read_index(directory: Path, manifest: Manifest) -> Index:
     if record is None:
         return index_of(_files(directory, manifest.world_size))
     path = directory / INDEX_NAME
+    check_file(path, record)
     try:
-        text = path.read_bytes()
-        if hashlib.sha256(text).hexdigest() != record.sha256:
-            raise CheckpointError(f"{path}: its SHA-256 is not the recorded one, so its content was changed or damaged")
-        return Index.model_validate_json(text)
+        return Index.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise CheckpointError(f"{path}: not a readable index: {' '.join(str(error).split())}") from None
 

@@ -1,7 +1,8 @@
-"""Files and what was recorded of them: flushed to the disk, sized, hashed, and compared again."""
+"""Files and what was recorded of them: flushed to the disk, replaced whole, sized, hashed, and compared again."""
 
 import hashlib
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,22 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Write a file so that a reader finds the old or the new text, never a part, and so that a cut undoes neither.
+
+    Raises:
+        OSError: it cannot be written; what was there is as it was.
+    """
+    # Several ranks may write at once, each in a file of its own.
+    temporary = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.tmp")
+    with temporary.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(file)
+    fsync(file.parent)
 
 
 def counter(bar: Any) -> Callable[[int], None]:

@@ -38,6 +38,8 @@ class Manifest(BaseModel):
     schema_version: int = SCHEMA_VERSION
     step: int
     """Optimizer updates made."""
+    run_id: str = ""
+    """Drawn at the run's first start: tells runs of one name apart. Empty in what older versions saved."""
     generation: int
     """The run's start count when this was saved; an older generation never commits over a newer one."""
     world_size: int

@@ -18,6 +18,7 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from tqdm import tqdm
 
@@ -30,8 +31,9 @@ from vitscale.errors import CheckpointError, ConfigError, ExitStatus
 log = logging.getLogger(__name__)
 
 _PART_BYTES = 8 << 20
+_READ_BYTES = 64 << 20  # of one request, which must be over within RemoteSection.request_timeout_s
 _MAX_PARTS = 9_000  # object stores take 10,000
-_FILES_AT_ONCE, _PARTS_AT_ONCE = 4, 4
+_FILES_AT_ONCE, _PARTS_AT_ONCE = 4, 16
 _LONGEST_PAUSE_S = 20.0
 
 
@@ -115,9 +117,11 @@ class Mirror:
 
         Raises:
             CheckpointError: the object store does not take it.
-            OSError: a file cannot be read.
+            OSError: a file cannot be read, or the mirror is a folder that cannot be made.
         """
         tag, manifest = directory.name, read_manifest(directory)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
         there = self._listing(tag).get(tag, {})
         if MANIFEST_NAME in there:  # of another start: what is written over is no checkpoint until it is whole
             self._delete(tag, [MANIFEST_NAME])
@@ -128,8 +132,9 @@ class Mirror:
             self._put(f"{tag}/{record.name}", directory / record.name, record.size_bytes)
             self._uploaded.add((tag, record))
 
-        with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-            list(pool.map(send, manifest.files))
+        # One after the other, each in many parts: the interpreter would wait at its end for a pool's whole queue.
+        for record in manifest.files:
+            send(record)
         self._put(f"{tag}/{MANIFEST_NAME}", (directory / MANIFEST_NAME).read_bytes(), 0)
         self._uploaded = {entry for entry in self._uploaded if entry[0] != tag}
 
@@ -177,7 +182,7 @@ class Mirror:
                 return
         digest, size = hashlib.sha256(), 0
         with target.open("wb") as file:
-            for chunk in self._stream(path):
+            for chunk in self._stream(path, record.size_bytes):
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
@@ -189,15 +194,17 @@ class Mirror:
         if into is not None:
             fsync(target)
 
-    def _stream(self, path: str) -> Iterator[memoryview]:
+    def _stream(self, path: str, size_bytes: int) -> Iterator[memoryview]:
+        """A file in parts, each by a request of its own: one request for a large file would outlast its time."""
         with self._asking(path):
-            chunks = iter(self._obstore.get(self._store, path).stream(min_chunk_size=_PART_BYTES))
-        while True:
+            size = self._obstore.head(self._store, path)["size"]
+        if size != size_bytes:
+            raise CheckpointError(f"{self.url}/{path}: {size} bytes where {size_bytes} were written")
+        for start in range(0, size_bytes, _READ_BYTES):
+            length = min(_READ_BYTES, size_bytes - start)
             with self._asking(path):
-                chunk = next(chunks, None)
-            if chunk is None:
-                return
-            yield memoryview(chunk)
+                part = self._obstore.get_range(self._store, path, start=start, length=length)
+            yield memoryview(part)
 
     def _listing(self, tag: str | None = None) -> dict[str, dict[str, int]]:
         """Tag -> name of a file -> its size in bytes."""
@@ -213,9 +220,7 @@ class Mirror:
     def _put(self, path: str, content: Path | bytes, size_bytes: int) -> None:
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
         with self._asking(path):
-            self._obstore.put(
-                self._store, path, content, chunk_size=part_bytes, max_concurrency=_PARTS_AT_ONCE
-            )  # fmt: skip
+            self._obstore.put(self._store, path, content, chunk_size=part_bytes, max_concurrency=_PARTS_AT_ONCE)
 
     def _delete(self, tag: str, names: Collection[str]) -> None:
         first = [name for name in names if name == MANIFEST_NAME]
@@ -224,25 +229,34 @@ class Mirror:
                 with self._asking(tag, missing_is_empty=True):
                     self._obstore.delete(self._store, [f"{tag}/{name}" for name in group])
 
+    @property
+    def _folder(self) -> Path | None:
+        """Of a mirror on a disk; it is made by the first upload, not by a look."""
+        return Path(unquote(urlsplit(self.url).path)) if self.url.startswith("file:///") else None
+
     @cached_property
     def _store(self) -> Any:
-        if self.url.startswith("file://"):
-            return self._client.from_url(self.url, automatic_cleanup=True, mkdir=True)
-        remote = RemoteSection()
-        return self._client.from_url(
-            self.url,
-            client_options={
+        remote, options = RemoteSection(), dict[str, Any]()
+        if self._folder is None:
+            options["client_options"] = {
                 "allow_http": True,  # for an endpoint of one's own
                 "connect_timeout": timedelta(seconds=remote.connect_timeout_s),
                 "read_timeout": timedelta(seconds=remote.stall_timeout_s),
                 "timeout": timedelta(seconds=remote.request_timeout_s),
-            },
-            retry_config={
+            }
+            options["retry_config"] = {
                 "max_retries": 1_000,  # the time is the limit
                 "retry_timeout": timedelta(seconds=self._patience_s),
                 "backoff": {"max_backoff": timedelta(seconds=_LONGEST_PAUSE_S)},
-            },
-        )
+            }
+        elif self._folder.is_dir():
+            options["automatic_cleanup"] = True
+        else:
+            raise FileNotFoundError(self._folder)
+        try:
+            return self._client.from_url(self.url, **options)
+        except (self._obstore.exceptions.BaseError, ValueError) as error:
+            raise self._refusal(self.url, error, may_pass=False) from None
 
     @contextlib.contextmanager
     def _asking(self, path: str, missing_is_empty: bool = False) -> Iterator[None]:
@@ -255,16 +269,23 @@ class Mirror:
             where = f"{self.url}/{path}".rstrip("/")
             if isinstance(error, FileNotFoundError):
                 raise CheckpointError(f"{where}: missing") from None
-            raise MirrorError(
-                f"{where}: {self._client.cause(error)}: check the URL, the network and the object store's variables "
-                "in the environment (AWS_*, GOOGLE_*, AZURE_*)"
-            ) from None
+            raise self._refusal(where, error, may_pass=self._client.may_pass(error)) from None
+
+    def _refusal(self, where: str, error: Exception, *, may_pass: bool) -> "MirrorError":
+        return MirrorError(
+            f"{where}: {self._client.cause(error)}: check the URL, the network and the object store's variables "
+            "in the environment (AWS_*, GOOGLE_*, AZURE_*)",
+            may_pass,
+        )
 
 
 class MirrorError(CheckpointError):
-    """The object store did not answer or refused: worth another start, for nothing says that a checkpoint is bad."""
+    """The object store did not answer or refused: nothing says that a checkpoint is bad."""
 
-    status = ExitStatus.TRANSIENT
+    def __init__(self, message: str, may_pass: bool = True) -> None:
+        """Worth another start where what failed may pass, and else a person's to mend."""
+        super().__init__(message)
+        self.status = ExitStatus.TRANSIENT if may_pass else ExitStatus.USER_ERROR
 
 
 def _finished(listing: Mapping[str, dict[str, int]]) -> list[str]:

@@ -1,6 +1,10 @@
 """When a run's mirror is written, and when it is read: after a commit, and where the disk has nothing so new."""
 
 import logging
+import os.path
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 from vitscale.checkpoint.manifest import Manifest
 from vitscale.checkpoint.mirror import Mirror, MirrorError
@@ -21,7 +25,8 @@ def mirror_of(config: Config) -> Mirror | None:
     if config.checkpoint.mirror is None:
         return None
     assert config.run.dir is not None  # load_config fills it in
-    return Mirror(f"{config.checkpoint.mirror.rstrip('/')}/{config.run.dir.name}")
+    path = Path(os.path.abspath(config.run.dir))  # noqa: PTH100 - a link's own name is the run's
+    return Mirror(f"{config.checkpoint.mirror.rstrip('/')}/{path.name}")
 
 
 def update_mirror(mirror: Mirror, store: CheckpointStore, keep: CheckpointSection, sound: str) -> None:
@@ -49,6 +54,7 @@ def _update(mirror: Mirror, store: CheckpointStore, keep: CheckpointSection, sou
     there, damaged_there = mirror.manifests()
     if sound not in here:
         raise CheckpointError(f"{store.path(sound)}: gone before it was uploaded")
+    _check_one_run(mirror, there, here[sound].run_id)
     own, newest = here[sound].generation, max((manifest.generation for manifest in there.values()), default=0)
     if newest > own:
         raise CheckpointError(f"start {newest} of the run, or another run, saves there, and this is start {own}")
@@ -59,9 +65,14 @@ def _update(mirror: Mirror, store: CheckpointStore, keep: CheckpointSection, sou
         if step_of(tag) <= step_of(sound)
         and (tag not in there or there[tag].model_dump_json() != manifest.model_dump_json())
     }
-    for tag in sorted(missing.keys() - set(store.incomplete(missing)), key=step_of, reverse=True):
+    incomplete = set(store.incomplete(missing))
+    if sound in incomplete:
+        raise CheckpointError(f"{store.path(sound)}: damaged before it was uploaded, so nothing goes from there")
+    for tag in sorted(missing.keys() - incomplete, key=step_of, reverse=True):
         mirror.upload(store.path(tag))
-    by_step = {step_of(tag): manifest for tag, manifest in {**there, **here}.items()}
+        there[tag] = missing[tag]
+        damaged_there.pop(tag, None)
+    by_step = {step_of(tag): manifest for tag, manifest in there.items()}
     known = standings(by_step, [step_of(tag) for tag in damaged_there], step_of(sound))
     kept = {tag_of(step) for step in steps_to_keep(known, keep)} | set(store.tags())
     cut_off = [tag for tag in mirror.unfinished() if step_of(tag) < step_of(sound)]
@@ -69,13 +80,29 @@ def _update(mirror: Mirror, store: CheckpointStore, keep: CheckpointSection, sou
         mirror.remove(tag)
 
 
-def restore_newest(store: CheckpointStore, mirror: Mirror) -> Manifest | None:
-    """Fetch the mirror's newest sound tag where the store has none so new; gives its manifest, None if none was.
+class Restored(NamedTuple):
+    """What a look at the mirror came to."""
+
+    fetched: Manifest | None = None
+    """Of the tag that was brought to the disk."""
+    generation: int = 0
+    """The newest start of the run that the mirror knows of."""
+    run_id: str = ""
+    """Of the run that saves there."""
+
+
+def restore_newest(store: CheckpointStore, mirror: Mirror, run_id: str = "") -> Restored:
+    """Fetch the mirror's newest sound tag where the store has none so new.
+
+    Args:
+        store: the run's own.
+        mirror: the run's.
+        run_id: the run's, where it is known.
 
     Raises:
         MirrorError: the mirror does not answer and there is no sound tag here, or it has a newer one and does not
             give it.
-        CheckpointError: there are tags, here or there, and none of them is sound.
+        CheckpointError: there are tags, here or there, and none of them is sound; or another run saves there.
     """
     own: tuple[str, Manifest, list[str]] | None = None
     trouble: CheckpointError | None = None
@@ -89,7 +116,11 @@ def restore_newest(store: CheckpointStore, mirror: Mirror) -> Manifest | None:
         if own is None:
             raise
         log.warning("going on from %s without a look at the mirror: %s", own[0], error)
-        return None
+        return Restored()
+    found = Restored(
+        generation=max((manifest.generation for manifest in there.values()), default=0),
+        run_id=_check_one_run(mirror, there, run_id),
+    )
     past = overtaken_tags({**there, **store.manifests()[0]})
     for tag in sorted(there.keys() | faults.keys(), key=step_of, reverse=True):
         if own is not None and step_of(tag) <= step_of(own[0]):
@@ -109,7 +140,7 @@ def restore_newest(store: CheckpointStore, mirror: Mirror) -> Manifest | None:
                 fault = str(error)
             else:
                 log.info("fetched %s from %s", tag, mirror.url)
-                return manifest
+                return found._replace(fetched=manifest)
         log.warning("passing over a checkpoint of the mirror: %s: the next older one is tried", fault)
         trouble = trouble or CheckpointError(
             f"{mirror.url}: no checkpoint there is valid (newest: {fault}): restore one, or name another mirror"
@@ -118,4 +149,17 @@ def restore_newest(store: CheckpointStore, mirror: Mirror) -> Manifest | None:
         raise trouble
     if own is None:
         log.info("%s: no checkpoint there either", mirror.url)
-    return None
+    return found
+
+
+def _check_one_run(mirror: Mirror, there: Mapping[str, Manifest], run_id: str) -> str:
+    """Make sure that all that is there is of one run, and of this one where its id is known; gives the id."""
+    for tag in sorted(there, key=step_of, reverse=True):
+        other = there[tag].run_id
+        if run_id and other and other != run_id:
+            raise CheckpointError(
+                f"{mirror.url}: {tag} there is of run {other}, and this run is {run_id}: give it another "
+                "checkpoint.mirror, or its run directory another name"
+            )
+        run_id = run_id or other
+    return run_id

@@ -4,22 +4,19 @@ The copy has the layout of the file: header, then all bytes of all tensors, so t
 """
 
 import hashlib
-import json
 import os
-import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from vitscale.checkpoint.containers import SAFETENSORS_NAMES
+from vitscale.checkpoint.containers import SAFETENSORS_NAMES, safetensors_header
 from vitscale.checkpoint.manifest import FileRecord
 from vitscale.engine import Fragment
 
-_HEADER_ALIGNMENT = 8
 _CHUNK_BYTES = 16 << 20
 """Small enough that hashing it overlaps with the writing of the one before, large enough for a striped file system."""
 
@@ -99,11 +96,22 @@ class Snapshot:
             pieces.append(_Piece(key, value.dtype, value.numel(), end))
             end = pieces[-1].end
         self._pieces = tuple(pieces)
-        # Pinned, the copy runs at the bus's full rate.
-        self._buffer = torch.empty(end, dtype=torch.uint8, pin_memory=any(v.is_cuda for v in values.values()))
+        self._buffer = torch.empty(end, dtype=torch.uint8)
+        if end and any(value.is_cuda for value in values.values()):
+            # Pinned, the copy runs at the bus's full rate; torch's own pinned memory comes in powers of two.
+            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            torch.cuda.check_error(runtime.cudaHostRegister(self._buffer.data_ptr(), end, 0))
 
     def _chunks(self) -> Iterable[memoryview]:
-        yield memoryview(_header(self._pieces))
+        table = {
+            piece.key: {
+                "dtype": SAFETENSORS_NAMES[piece.dtype],
+                "shape": [piece.numel],
+                "data_offsets": [piece.start, piece.end],
+            }
+            for piece in self._pieces
+        }
+        yield memoryview(safetensors_header(table))
         data = self._buffer.numpy().data
         for start in range(0, len(data), _CHUNK_BYTES):
             yield data[start : start + _CHUNK_BYTES]
@@ -114,18 +122,3 @@ def write_fragments(fragments: Iterable[Fragment], path: Path) -> FileRecord:
     snapshot = Snapshot()
     snapshot.take(fragments)
     return snapshot.write(path)
-
-
-def _header(pieces: Sequence[_Piece]) -> bytes:
-    """What safetensors puts before the data: its length and a JSON of names, types, shapes and places."""
-    table: dict[str, Any] = {
-        piece.key: {
-            "dtype": SAFETENSORS_NAMES[piece.dtype],
-            "shape": [piece.numel],
-            "data_offsets": [piece.start, piece.end],
-        }
-        for piece in pieces
-    }
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
-    return struct.pack("<Q", len(text)) + text

@@ -3,22 +3,27 @@
 import logging
 from pathlib import Path
 
+from vitscale.checkpoint.integrity import file_faults
 from vitscale.checkpoint.manifest import Manifest
-from vitscale.checkpoint.store import CheckpointStore, is_tag
+from vitscale.checkpoint.store import PIN_NAME, CheckpointStore, is_tag, read_tag
 from vitscale.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
 
 def locate(path: Path) -> tuple[Path, Manifest]:
-    """The checkpoint that a run directory or a tag's directory stands for, verified.
+    """The checkpoint that a run directory or a tag's directory stands for, verified down to the last byte.
+
+    A tag may lie anywhere, such as in a copy of some of a run's, and be named by any path.
 
     Raises:
         CheckpointError: there is none, or none is sound.
     """
-    if is_tag(path.name) and path.is_dir():
-        store = CheckpointStore(path.parent.parent)
-        return path, store.verify(path.name)
+    if (directory := tag_directory(path)) is not None:
+        manifest = read_tag(directory)
+        for fault in file_faults(directory, manifest.files):
+            raise CheckpointError(fault)
+        return directory, manifest
     store = CheckpointStore(path)
     newest = store.newest_valid()
     if newest is None:
@@ -29,10 +34,16 @@ def locate(path: Path) -> tuple[Path, Manifest]:
     return store.path(tag), manifest
 
 
+def tag_directory(path: Path) -> Path | None:
+    """The tag's directory that a path leads to, with its own name; None where it leads to something else."""
+    directory = path.resolve()
+    return directory if is_tag(directory.name) and directory.is_dir() else None
+
+
 def pin_branch(directory: Path) -> None:
     """Have the tag that another run goes on from never removed, where that can be written."""
     try:
-        CheckpointStore(directory.parent.parent).pin(directory.name)
+        (directory / PIN_NAME).touch()
     except OSError as error:
         log.warning(
             "%s: cannot be pinned (%s): its own run may remove it before this one has saved",

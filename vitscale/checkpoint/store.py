@@ -14,13 +14,12 @@ start over in silence.
 
 import contextlib
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitscale.checkpoint.integrity import file_faults, fsync, size_fault
+from vitscale.checkpoint.integrity import file_faults, fsync, replace_file, size_fault
 from vitscale.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from vitscale.checkpoint.retention import overtaken, standings, steps_to_keep
 from vitscale.config import CheckpointSection
@@ -42,10 +41,19 @@ class CheckpointStore:
         self.root = run_dir / "checkpoints"
 
     def tags(self) -> list[str]:
-        """Names of all committed tags, sound or not, the oldest first."""
-        if not self.root.is_dir():
+        """Names of all committed tags, sound or not, the oldest first.
+
+        Raises:
+            CheckpointError: the folder is there and cannot be read.
+        """
+        try:
+            return sorted((entry.name for entry in self.root.iterdir() if is_tag(entry.name)), key=step_of)
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted((entry.name for entry in self.root.iterdir() if is_tag(entry.name)), key=step_of)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.root}: cannot be read: {error.strerror}: mend it, for nobody knows what was saved there"
+            ) from None
 
     def unfinished(self) -> list[str]:
         """Names of the directories of saves and removals that are under way or were cut off."""
@@ -67,13 +75,7 @@ class CheckpointStore:
         Raises:
             CheckpointError: it is missing or damaged, or the directory has another tag's name.
         """
-        manifest = read_manifest(self.path(tag))
-        if tag_of(manifest.step) != tag:
-            raise CheckpointError(
-                f"{self.path(tag)}: holds the checkpoint of step {manifest.step}: give it the name "
-                f"{tag_of(manifest.step)} again"
-            )
-        return manifest
+        return read_tag(self.path(tag))
 
     def manifests(self) -> tuple[dict[str, Manifest], dict[str, str]]:
         """Every tag's manifest, or a line that says why it has none that can be read."""
@@ -92,17 +94,6 @@ class CheckpointStore:
             return file_faults(self.path(tag), self.manifest(tag).files)
         except CheckpointError as error:
             return [str(error)]
-
-    def verify(self, tag: str) -> Manifest:
-        """Check a tag down to the last byte.
-
-        Raises:
-            CheckpointError: naming the file, what was expected and what was found.
-        """
-        manifest = self.manifest(tag)
-        for fault in file_faults(self.path(tag), manifest.files):
-            raise CheckpointError(fault)
-        return manifest
 
     def newest_valid(self) -> tuple[str, Manifest, list[str]] | None:
         """The newest sound tag with its manifest, and a line for each newer one that was passed over.
@@ -140,19 +131,24 @@ class CheckpointStore:
         return bool(self.tags()) or (self.root / POINTER_NAME).exists()
 
     def highest_generation(self) -> int:
-        """The newest start of the run that a tag knows of; 0 without any."""
-        return max((manifest.generation for manifest in self.manifests()[0].values()), default=0)
+        """The newest start of the run that a tag, or a save that was cut off, knows of; 0 without any."""
+        saved = [manifest.generation for manifest in self.manifests()[0].values()]
+        cut_off = [int(found[2]) for name in self.unfinished() if (found := _STAGING.fullmatch(name))]
+        return max([*saved, *cut_off], default=0)
 
     def commit(self, staging: Path, manifest: Manifest) -> str:
         """Make a complete staging directory a tag; called by rank 0 when all ranks have written.
 
-        A tag of the same step is replaced: it was found unsound, or the run would have gone on from it.
+        A tag of the same step is replaced: it was found unsound, or the run would have gone on from it. Where that
+        was pinned, so is the new one.
 
         Raises:
             CheckpointError: a newer start of the run has saved this step.
             OSError: the disk does not take it; older tags are as they were.
         """
         tag = tag_of(manifest.step)
+        if self.is_pinned(tag):
+            (staging / PIN_NAME).touch()
         fsync(write_manifest(manifest, staging))
         fsync(staging)
         if self.path(tag).exists():
@@ -160,7 +156,7 @@ class CheckpointStore:
             self._set_aside(tag)
         staging.rename(self.path(tag))
         fsync(self.root)
-        self._point_at(tag)
+        replace_file(self.root / POINTER_NAME, f"{tag}\n")
         return tag
 
     def prune(self, keep: CheckpointSection, sound: str) -> list[str]:
@@ -173,12 +169,18 @@ class CheckpointStore:
             keep: what is kept.
             sound: the tag that is known to be sound down to its bytes, such as the one just committed; newer ones
                 are not believed to be.
+
+        Raises:
+            CheckpointError: the sound tag is gone or damaged by now; nothing is removed.
         """
         return [name for name in self.doomed(keep, sound) if self._remove(name)]
 
     def doomed(self, keep: CheckpointSection, sound: str) -> list[str]:
-        """What `prune` would remove."""
+        """What `prune` would remove; raises as that does."""
         manifests, faults = self.manifests()
+        if sound not in manifests:
+            why = faults.get(sound, f"{self.path(sound)}: gone, though it was sound just now")
+            raise CheckpointError(f"{why}: no other checkpoint is removed")
         damaged = [step_of(tag) for tag in [*faults, *self.incomplete(manifests)]]
         known = standings({step_of(tag): found for tag, found in manifests.items()}, damaged, step_of(sound))
         kept = {tag_of(step) for step in steps_to_keep(known, keep)} | {sound}
@@ -196,16 +198,11 @@ class CheckpointStore:
         ]
 
     def is_pinned(self, tag: str) -> bool:
-        """Whether a tag is never removed."""
-        return (self.path(tag) / PIN_NAME).exists()
-
-    def pin(self, tag: str) -> None:
-        """Have a tag never removed, until its file `keep` is.
-
-        Raises:
-            OSError: the tag's directory cannot be written.
-        """
-        (self.path(tag) / PIN_NAME).touch()
+        """Whether a tag is never removed; so is one that cannot be looked into."""
+        try:
+            return (self.path(tag) / PIN_NAME).exists()
+        except OSError:
+            return True
 
     def _check_generation(self, tag: str, generation: int) -> None:
         try:
@@ -242,15 +239,6 @@ class CheckpointStore:
             return text if is_tag(text) else ""
         return ""
 
-    def _point_at(self, tag: str) -> None:
-        temporary = self.root / f".{POINTER_NAME}"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(f"{tag}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.root / POINTER_NAME)
-        fsync(self.root)
-
 
 def tag_of(step: int) -> str:
     """Name of the checkpoint after `step` updates."""
@@ -265,6 +253,20 @@ def step_of(tag: str) -> int:
 def is_tag(name: str) -> bool:
     """Whether a directory's name is one of a committed checkpoint."""
     return _TAG.fullmatch(name) is not None
+
+
+def read_tag(directory: Path) -> Manifest:
+    """The manifest of a tag's directory, wherever that is; its files are not looked at.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or the directory has another tag's name.
+    """
+    manifest = read_manifest(directory)
+    if tag_of(manifest.step) != directory.name:
+        raise CheckpointError(
+            f"{directory}: holds the checkpoint of step {manifest.step}: give it the name {tag_of(manifest.step)} again"
+        )
+    return manifest
 
 
 def overtaken_tags(manifests: Mapping[str, Manifest]) -> dict[str, str]:

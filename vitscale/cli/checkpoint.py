@@ -12,15 +12,17 @@ import yaml
 from pydantic import ValidationError
 
 from vitscale.checkpoint import CheckpointStore, FileRecord, Manifest, Mirror
+from vitscale.checkpoint.containers import SAFETENSORS_NAMES
 from vitscale.checkpoint.index import read_index
-from vitscale.checkpoint.store import is_tag, overtaken_tags, step_of
+from vitscale.checkpoint.source import tag_directory
+from vitscale.checkpoint.store import is_tag, overtaken_tags, read_tag, step_of
 from vitscale.config import CheckpointSection
 from vitscale.config.checkpoint import ValidationMetric
 from vitscale.errors import CheckpointError, ConfigError
 
 _COLUMNS = ("tag", "age", "size", "ranks", "ZeRO", "start", "sound", "metrics")
 _KEEP = ("keep_last", "keep_every_steps", "keep_best")
-_ELEMENT_BYTES = {"F32": 4, "BF16": 2}
+_ELEMENT_BYTES = {name: dtype.itemsize for dtype, name in SAFETENSORS_NAMES.items()}
 _PATIENCE_S = 20.0
 
 
@@ -110,16 +112,9 @@ def inspect(path: str) -> None:
     Example:
       vitscale checkpoint inspect runs/in21k-vit-huge-patch14/checkpoints/step-00200000
     """
-    parent, _, name = path.rstrip("/").rpartition("/")
-    if is_tag(name):
-        run = parent if "://" in path else str(Path(parent).parent)
-        place, tag = _open(run), name
-    else:
-        place = _open(path)
-        tag = _tags(place, path)[-1]
-    manifest = place.manifest(tag)
-    click.echo(_where(place, tag))
-    for label, value in _facts(place, tag, manifest):
+    where, manifest, directory = _one(path)
+    click.echo(where)
+    for label, value in _facts(manifest, directory):
         click.echo(f"  {label:<15}{value}")
     click.echo("\n" + yaml.safe_dump({"config": manifest.config}, sort_keys=False).rstrip())
 
@@ -158,6 +153,19 @@ def prune(run: str, dry_run: bool, **chosen: Any) -> None:
 
 def _open(run: str) -> CheckpointStore | Mirror:
     return Mirror(run, _PATIENCE_S) if "://" in run else CheckpointStore(Path(run))
+
+
+def _one(path: str) -> tuple[str, Manifest, Path | None]:
+    """Name, manifest and, on a disk, directory of the checkpoint that a path or a URL stands for."""
+    parent, _, name = path.rstrip("/").rpartition("/")
+    if "://" in path and is_tag(name):
+        return path, Mirror(parent, _PATIENCE_S).manifest(name), None
+    if "://" not in path and (directory := tag_directory(Path(path))) is not None:
+        return path, read_tag(directory), directory
+    place = _open(path)
+    tag = _tags(place, path)[-1]
+    directory = place.path(tag) if isinstance(place, CheckpointStore) else None
+    return _where(place, tag), place.manifest(tag), directory
 
 
 def _tags(place: CheckpointStore | Mirror, run: str) -> list[str]:
@@ -210,7 +218,7 @@ def _metrics(manifest: Manifest) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
 
 
-def _facts(place: CheckpointStore | Mirror, tag: str, manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _facts(manifest: Manifest, directory: Path | None) -> Iterator[tuple[str, str]]:
     now = datetime.datetime.now(datetime.UTC)
     _, age, size, ranks, stage, start = _row(manifest, now)
     yield "saved", f"{manifest.saved_at} ({age} ago) by start {start} of the run"
@@ -223,8 +231,8 @@ def _facts(place: CheckpointStore | Mirror, tag: str, manifest: Manifest) -> Ite
     yield "versions", _pairs(manifest.versions)
     numel = sum(math.prod(shape) for shape in manifest.shapes.values())
     yield "parameters", f"{numel:,} in {len(manifest.shapes):,} tensors"
-    if isinstance(place, CheckpointStore):
-        by_value = _bytes_by_value(place.path(tag), manifest)
+    if directory is not None:
+        by_value = _bytes_by_value(directory, manifest)
         yield "values", ", ".join(f"{name} {_size(size_bytes)}" for name, size_bytes in by_value.items())
     yield "files", f"{len(manifest.files):,}, {size}: {_files(manifest.files)}"
 

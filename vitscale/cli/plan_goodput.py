@@ -61,7 +61,7 @@ class _Job:
         return best_interval_s(self.stall_s, self.write_s, self.mean_between_s)
 
     def save(self, interval_s: float) -> SaveTimes:
-        return SaveTimes(interval_s, self.stall_s, self.write_s)
+        return self.costs.save(self.state_bytes, self.gpus, interval_s)
 
     def shares(self, interval_s: float) -> Shares:
         return expected_shares(self.save(interval_s), self.restart, self.mean_between_s)

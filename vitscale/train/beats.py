@@ -45,6 +45,8 @@ class Beat:
     """Of the clock, in seconds since 1970."""
     answered: bool = False
     """Whether it has dumped its stacks because a rank was over its limit."""
+    asked: bool = False
+    """Whether it had been asked to stop."""
 
     def encode(self) -> bytes:
         """The record, always of the same length."""
@@ -66,6 +68,19 @@ def read_beat(run_dir: Path, rank: int, generation: int) -> Beat | None:
         if beat.generation == generation:
             return beat
     return None
+
+
+def all_asked(run_dir: Path, generation: int) -> bool:
+    """Whether every rank that left a beat in that start had been asked to stop by then.
+
+    One rank's word is not enough: when a rank dies, launchers ask those that are left to stop before they kill them.
+    """
+    last = read_beat(run_dir, 0, generation)
+    if last is None or not last.asked:  # spares the files of thousands of ranks after most ends
+        return False
+    ranks = [int(path.stem.split("-")[1]) for path in (run_dir / FOLDER_NAME).glob("rank-*.json")]
+    beats = [read_beat(run_dir, rank, generation) for rank in ranks]
+    return all(beat.asked for beat in beats if beat is not None)
 
 
 def verdict(beats: Mapping[int, Beat | None], limit_s: float | None, folder: Path, generation: int) -> str:

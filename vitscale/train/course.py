@@ -11,8 +11,8 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from vitscale.checkpoint.integrity import replace_file
 from vitscale.config import Phase, Timeline
-from vitscale.train.run_directory import replace_file
 
 DETOURS_NAME = "detours.json"
 

@@ -90,7 +90,7 @@ class Owner:
     def is_earlier_start(self) -> bool:
         """Whether it is this very Slurm job before it was requeued, which Slurm has taken off its nodes or given up."""
         mine = Owner.own()
-        return mine.job is not None and (self.job, self.restart) != (mine.job, mine.restart) and self.job == mine.job
+        return mine.job is not None and self.job == mine.job and self.restart != mine.restart
 
 
 class RunLock:
@@ -148,13 +148,13 @@ class RunLock:
 
     def _lock(self, file: IO[str]) -> bool:
         """Whether flock gave the lock; False where the file system has none."""
-        deadline_s = time.monotonic() + REQUEUE_WAIT_S
+        began_s = time.monotonic()
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
             except BlockingIOError:
-                self._wait_or_refuse(self._read(), deadline_s)
+                self._wait_or_refuse(self._read(), began_s)
             except OSError as error:
                 if error.errno not in _NO_FLOCK:
                     raise
@@ -162,9 +162,9 @@ class RunLock:
 
     def _take_over(self, file: IO[str]) -> None:
         """Without flock: see that the owner is dead, sign, and see that nobody signed after."""
-        deadline_s = time.monotonic() + REQUEUE_WAIT_S
+        began_s = time.monotonic()
         while self._path.stat().st_size and self._lives(owner := self._read()):
-            self._wait_or_refuse(owner, deadline_s)
+            self._wait_or_refuse(owner, began_s)
         log.warning("%s: no flock on this file system, so the lock is kept by its record and beats", self._path)
         self._sign(file)
         time.sleep(SETTLE_S)
@@ -181,8 +181,10 @@ class RunLock:
                 return True
         return False
 
-    def _wait_or_refuse(self, owner: Owner | None, deadline_s: float) -> None:
-        if owner is None or not owner.is_earlier_start() or time.monotonic() > deadline_s:
+    def _wait_or_refuse(self, owner: Owner | None, began_s: float) -> None:
+        # One that has not signed is about to, or has just let go.
+        patience_s = SETTLE_S if owner is None else REQUEUE_WAIT_S if owner.is_earlier_start() else 0.0
+        if time.monotonic() >= began_s + patience_s:
             raise self._refusal(owner)
         time.sleep(_LOOK_S)
 
@@ -196,11 +198,11 @@ class RunLock:
         return error
 
     def _read(self) -> Owner | None:
-        """The owner that signed; None where the file is empty or says something else."""
+        """The owner that signed; None where the file is gone, empty, or says something else."""
         try:
             record = json.loads(self._path.read_text(encoding="utf-8"))  # opened anew: NFS looks at the server then
             return Owner(**{**record, "mark": ProcessMark(**record["mark"])})
-        except (ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def _sign(self, file: IO[str]) -> None:

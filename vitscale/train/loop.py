@@ -121,7 +121,8 @@ class Trainer:
         finally:
             self.feed.close()
             self.profiler.close()
-            self.saver.close()
+            with self.watchdog.within(Part.SAVE):
+                self.saver.close(finished=self.saved_step == total)
             self.close_records()
 
     @property

@@ -41,12 +41,14 @@ def run_training(config: Config, allow_change: Sequence[str] = (), fresh: bool =
         trainer: Trainer | None = None
         status, reason = ExitStatus.TRANSIENT, ""
         try:
-            watchdog = Watchdog(config.watchdog, ranks, directory).start()
+            watchdog = Watchdog(config.watchdog, ranks, directory, stop).start()
             trainer = Trainer(blueprint, ranks, stop, directory, watchdog)
             status = trainer.run()
             reason = stop.reason or "finished"
         except VitscaleError as error:
             status, reason = error.status, str(error)
+            if not error.told:  # a rank's own, such as of its data: the others only see that it is gone
+                directory.record_end(status, reason, trainer.progress.step if trainer else 0)
             raise
         except BaseException as error:
             reason = f"{type(error).__name__}: {error}"

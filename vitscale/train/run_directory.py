@@ -3,6 +3,7 @@
 RUN/config.yaml       the resolved config; a resume compares with it
 RUN/environment.json  what ran: versions, host, launcher, command line
 RUN/lock              who holds it while a run is on
+RUN/run_id            drawn at the first start; tells this run from another one of its name
 RUN/generation        raised by one at every start
 RUN/starts.json       every start: how far it came and how it ended
 RUN/exit.json         how the last start ended (launchers mask exit statuses)
@@ -18,6 +19,7 @@ import platform
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -27,11 +29,15 @@ from typing import Any
 import yaml
 
 from vitscale.checkpoint import CheckpointStore, mirror_of, restore_newest
+from vitscale.checkpoint.integrity import replace_file
+from vitscale.checkpoint.mirroring import Restored
 from vitscale.checkpoint.store import step_of
 from vitscale.config import Config, differing_keys, parse_config
 from vitscale.errors import EXIT_FILE_VARIABLE, ConfigError, ExitStatus, RunDirectoryError, VitscaleError
 from vitscale.ranks import Ranks
-from vitscale.train.beats import read_beat
+from vitscale.train.beats import all_asked, read_beat
+from vitscale.train.course import write_detours
+from vitscale.train.identity import known_run_id, raise_generation, read_generation
 from vitscale.train.lock import RunLock
 from vitscale.train.starts import (
     STARTS_NAME,
@@ -49,13 +55,13 @@ log = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """A run directory that this run's rank 0 holds; the other ranks know its path and generation."""
+    """A run directory that this run's rank 0 holds; the other ranks know its path, generation and id."""
 
     def __init__(self, config: Config) -> None:
         """Name the directory; `open` takes it."""
         assert config.run.dir is not None  # load_config fills it in
         self.path = config.run.dir
-        self.generation = 0
+        self.generation, self.run_id = 0, ""
         self._lock = RunLock(self.path / "lock")
         self._start: Start
 
@@ -76,12 +82,14 @@ class RunDirectory:
                 came to nothing, or it cannot be written.
         """
         directory = cls(config)
-        directory.generation = on_main(ranks, lambda: directory._take_over(config, allow_change, fresh))
+        directory.generation, directory.run_id = on_main(
+            ranks, lambda: directory._take_over(config, allow_change, fresh)
+        )
         return directory
 
     def is_current(self) -> bool:
         """Whether no newer start has raised the generation since."""
-        return _read_generation(self.path / "generation") == self.generation
+        return read_generation(self.path / "generation") == self.generation
 
     def beat(self) -> None:
         """Show that this run lives, where its lock needs that; does nothing on ranks that do not hold it."""
@@ -118,14 +126,17 @@ class RunDirectory:
             if file.exists():
                 text = file.read_text(encoding="utf-8")
             else:
-                replace_file(file, text)
+                try:
+                    replace_file(file, text)
+                except OSError as error:  # of a full disk, say, which may be the end that was to be recorded
+                    log.warning("%s: cannot be written: %s", file, error.strerror)
         _tell_launcher(text)
 
     def has_ended(self) -> bool:
         """Whether the end of this start is on record."""
         return (self.path / "exit.json").exists()
 
-    def _take_over(self, config: Config, allow_change: Sequence[str], fresh: bool) -> int:
+    def _take_over(self, config: Config, allow_change: Sequence[str], fresh: bool) -> tuple[int, str]:
         path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -141,17 +152,21 @@ class RunDirectory:
             self._lock.release()
             raise
 
-    def _begin(self, config: Config, allow_change: Sequence[str], fresh: bool) -> int:
+    def _begin(self, config: Config, allow_change: Sequence[str], fresh: bool) -> tuple[int, str]:
+        """Gives the start's generation and the run's id."""
         path, store = self.path, CheckpointStore(self.path)
-        _fetch_newest(config, store)
+        run_id = known_run_id(path / "run_id", store)
+        there = _fetch_newest(config, store, run_id, fresh)
+        run_id = run_id or there.run_id or uuid.uuid4().hex
         found_step = max(map(step_of, store.tags()), default=0)
         starts = self._ended_starts(found_step)
+        _check_step_0(store, newest_saved(starts), fresh)
         if (why := diagnosis(starts, path)) is not None:
             raise RunDirectoryError(why)
-        _check_step_0(store, newest_saved(starts), fresh)
         _keep_config(path / "config.yaml", config, allow_change)
-        known = [start.generation for start in starts] + [store.highest_generation()]
-        generation = _raise_generation(path / "generation", max(known))
+        replace_file(path / "run_id", f"{run_id}\n")
+        known = [*(start.generation for start in starts), store.highest_generation(), there.generation]
+        generation = raise_generation(path / "generation", max(known))
         self._lock.sign(generation)
         self._start = Start(
             generation,
@@ -163,8 +178,10 @@ class RunDirectory:
         )
         replace_file(path / STARTS_NAME, dump_starts([*starts, self._start]))
         (path / "exit.json").unlink(missing_ok=True)
+        if fresh:
+            write_detours(path, ())  # those on record are of a course that is not gone again
         replace_file(path / "environment.json", json.dumps(environment(), indent=1) + "\n")
-        return generation
+        return generation, run_id
 
     def _owns_record(self) -> bool:
         try:
@@ -188,7 +205,10 @@ class RunDirectory:
                 return with_last_end(starts, End(record["reason"], record["step"], record["status"]), found_step)
         beat = read_beat(self.path, rank=0, generation=last)
         seen = f", last seen in its section {beat.section}" if beat is not None else ""
-        silent = End(f"killed, out of memory or its node lost{seen}", beat.step if beat is not None else 0)
+        cause, status = "killed, out of memory or its node lost", None
+        if all_asked(self.path, last):
+            cause, status = "asked to stop, and killed before it could", ExitStatus.RUN_AGAIN
+        silent = End(f"{cause}{seen}", beat.step if beat is not None else 0, status)
         return with_last_end(starts, silent, found_step)
 
 
@@ -227,13 +247,23 @@ def _tell_launcher(text: str) -> None:
         Path(file).write_text(text, encoding="utf-8")
 
 
-def _fetch_newest(config: Config, store: CheckpointStore) -> None:
+def _fetch_newest(config: Config, store: CheckpointStore, run_id: str, fresh: bool) -> Restored:
     """On a disk that has no checkpoint so new, go on from the mirror's, and from the config that it was saved with."""
     mirror = mirror_of(config)
-    manifest = restore_newest(store, mirror) if mirror is not None else None
+    if mirror is None:
+        return Restored()
+    if fresh:
+        if tags := mirror.tags():
+            raise RunDirectoryError(
+                f"{mirror.url}: holds {tags[-1]}: --fresh is for a run without checkpoints, there too: leave it out to "
+                "go on, move that folder away, or give another checkpoint.mirror"
+            )
+        return Restored()
+    restored = restore_newest(store, mirror, run_id)
     file = store.root.parent / "config.yaml"
-    if manifest is not None and not file.exists():
-        replace_file(file, yaml.safe_dump(manifest.config, sort_keys=False))
+    if restored.fetched is not None and not file.exists():
+        replace_file(file, yaml.safe_dump(restored.fetched.config, sort_keys=False))
+    return restored
 
 
 def _check_step_0(store: CheckpointStore, saved_step: int, fresh: bool) -> None:
@@ -266,31 +296,3 @@ def _keep_config(file: Path, config: Config, allow_change: Sequence[str]) -> Non
                 f"choose another run.dir, or go on with {flags}"
             )
     replace_file(file, yaml.safe_dump(resolved, sort_keys=False))
-
-
-def _raise_generation(file: Path, known: int) -> int:
-    """One more than the file and whoever remembers a start say, in case one of them was lost."""
-    generation = max(_read_generation(file), known) + 1
-    replace_file(file, f"{generation}\n")
-    return generation
-
-
-def _read_generation(file: Path) -> int:
-    try:
-        return int(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return 0
-    except ValueError:
-        raise RunDirectoryError(
-            f"{file}: holds no number: remove it, and the next start counts on from {STARTS_NAME}"
-        ) from None
-
-
-def replace_file(file: Path, text: str) -> None:
-    """Write a file so that a reader finds the old or the new text, never a part."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(file)

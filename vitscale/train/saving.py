@@ -30,15 +30,16 @@ from vitscale.engine import TrainEngine
 from vitscale.errors import CheckpointError, VitscaleError
 from vitscale.ranks import Ranks
 from vitscale.train.run_directory import RunDirectory, library_versions
-from vitscale.train.together import as_one, on_main
+from vitscale.train.together import as_one, on_main, wait_while
 
 log = logging.getLogger(__name__)
 
-_LOOK_S = 0.05
 _WRITING_S = 3600.0
 """For all ranks to write; one that needs longer is not going to."""
 _CLOSING_S = 20.0
 """For a save or an upload under way when the run ends: peers that died never finish theirs."""
+_LAST_UPLOAD_S = 1500.0
+"""For what no later start would upload; below the default of `watchdog.save_s`."""
 
 
 @dataclass
@@ -101,25 +102,21 @@ class Saver:
         """
         if not self.task.busy:
             return
-        # Rank 0 commits when the others have written; asking again and again outlasts any limit of one collective.
-        while self.ranks.any(self.task.running and not self.ranks.is_main):
-            time.sleep(_LOOK_S)
-        failure = "" if self.ranks.is_main else self._outcome()
-        if any(self.ranks.gather_objects(failure)):
-            self.task.abandoned.set()  # rank 0 need not wait for what will not come
-        failures = self.ranks.gather_objects(self._outcome() if self.ranks.is_main else failure)
+        wait_while(self.ranks, self._still_writing)
+        failures = self.ranks.gather_objects(self._outcome())
         self.task.abandoned.clear()
-        if told := [text for text in (*failures[1:], failures[0]) if text]:
+        if told := [text for text in (*failures[1:], failures[0]) if text]:  # rank 0's is a consequence
             raise as_one(self.ranks, CheckpointError(told[0]))
 
-    def close(self) -> None:
-        """Give a save and an upload under way a last chance. Not collective."""
+    def close(self, *, finished: bool) -> None:
+        """Give a save and an upload under way a last chance, the last upload of a finished run a long one. Not
+        collective."""
         if self.task.running:
             log.warning("waiting up to %g s for the save under way", _CLOSING_S)
             self.task.join(_CLOSING_S)
             self.task.abandoned.set()
         if self.uploads is not None:
-            self.uploads.close(_CLOSING_S)
+            self.uploads.close(_LAST_UPLOAD_S if finished else _CLOSING_S)
 
     def _difference(self, shapes: dict[str, list[int]]) -> str:
         names = sorted(self.shapes.keys() | shapes.keys())
@@ -128,6 +125,11 @@ class Saver:
             f"is of another model: {name} is {shapes.get(name, 'not there')} in it and "
             f"{self.shapes.get(name, 'not there')} in this run's model"
         )
+
+    def _still_writing(self) -> bool:
+        if self.ranks.any(self.task.failed):
+            self.task.abandoned.set()  # rank 0 need not wait for what will not come
+        return self.task.running
 
     def _outcome(self) -> str:
         """Wait for this rank's part; why it failed, if it did."""
@@ -172,7 +174,13 @@ class Saver:
         directory, manifest = found
         if manifest.shapes != self.shapes:
             raise as_one(self.ranks, CheckpointError(f"{directory}: {self._difference(manifest.shapes)}"))
-        read_fragments(self.engine.fragments(), directory, manifest)
+        fault = ""
+        try:
+            read_fragments(self.engine.fragments(), directory, manifest)
+        except CheckpointError as error:
+            fault = str(error)
+        if told := [text for text in self.ranks.gather_objects(fault) if text]:
+            raise as_one(self.ranks, CheckpointError(told[0]))
         self.engine.state_loaded(manifest.optimizer_steps)
         log.info("goes on from %s", directory)
         return Progress(manifest.step, dict(manifest.metrics), dict(manifest.course)), manifest.cursor
@@ -194,6 +202,7 @@ class Saver:
     def _manifest(self, progress: Progress, cursor: dict[str, Any]) -> Manifest:
         return Manifest(
             step=progress.step,
+            run_id=self.run_directory.run_id,
             generation=self.run_directory.generation,
             world_size=self.ranks.world_size,
             optimizer_steps=self.engine.optimizer_steps(),

@@ -42,15 +42,10 @@ class Start:
     fresh: bool = False
     """Whether it was told to begin at step 0 although checkpoints were lost."""
     found_step: int = 0
-    """Of the newest checkpoint that was there; 0 without any."""
+    """Of the newest checkpoint that was there, by its name, sound or not; 0 without any."""
     saved_step: int | None = None
     """Of the newest checkpoint that it committed."""
     end: End | None = None
-
-    @property
-    def advanced(self) -> bool:
-        """Whether it committed a checkpoint that is newer than all it found."""
-        return self.saved_step is not None and self.saved_step > self.found_step
 
     @property
     def failed(self) -> bool:
@@ -115,10 +110,11 @@ def fruitless(starts: Sequence[Start]) -> list[Start]:
     divergence, a fresh start) ends it, and so does a finished run.
     """
     row: list[Start] = []
-    for start in reversed(starts):
-        if start.was_asked_to_stop and not start.advanced:
+    for index in reversed(range(len(starts))):
+        start, advanced = starts[index], _has_advanced(starts[: index + 1])
+        if start.was_asked_to_stop and not advanced:
             continue
-        if start.advanced or not start.failed:
+        if advanced or not start.failed:
             break
         row.insert(0, start)
         if start.fresh:
@@ -138,6 +134,21 @@ def diagnosis(starts: Sequence[Start], run_dir: Path) -> str | None:
         f"other ({told}): see the job's log, {run_dir / 'watchdog'} and checkpoint.every_steps, mend the cause, and "
         f"remove {run_dir / STARTS_NAME} to try again"
     )
+
+
+def _has_advanced(starts: Sequence[Start]) -> bool:
+    """Whether the last of them committed a newer checkpoint than there was.
+
+    Newer than all it found or, below newer ones that are damaged or of a start that was overtaken, than the last that
+    a start before it committed. The same one committed again is no step forward.
+    """
+    *before, start = starts
+    if start.saved_step is None:
+        return False
+    last = next(
+        (earlier.saved_step for earlier in reversed(before) if earlier.saved_step is not None), start.found_step
+    )
+    return start.saved_step > min(start.found_step, last)
 
 
 def _parse_start(record: dict[str, Any]) -> Start:

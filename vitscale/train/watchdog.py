@@ -1,6 +1,7 @@
 """Ends a run that stands still, and says which rank stands still where.
 
 The trainer names the section it is in; a thread of every rank counts the time in it and leaves a beat in RUN/watchdog.
+A request to stop has a beat of its own: should the run be killed before it gets to save, that is no failure.
 When a section's limit has passed on a rank, that rank raises the alarm, a file in the same folder. All ranks dump the
 stacks of all their threads then; whoever writes none is the one to look for: stopped, or lost with its node. The
 rank that raised the alarm judges, writes the verdict into RUN/exit.json, and all end hard, for a main thread that
@@ -14,6 +15,7 @@ import contextlib
 import faulthandler
 import json
 import logging
+import math
 import os
 import signal
 import socket
@@ -30,6 +32,7 @@ from vitscale.ranks import Ranks
 from vitscale.train.beats import FOLDER_NAME, Beat, Part, beat_file, read_beat, verdict
 from vitscale.train.lock import ProcessMark
 from vitscale.train.run_directory import RunDirectory
+from vitscale.train.stop import StopRequest
 from vitscale.train.together import as_one, on_main
 
 log = logging.getLogger(__name__)
@@ -44,13 +47,14 @@ _LONGEST_LOOK_S = 1.0
 class Watchdog:
     """Watches over one rank. Until it is started it only keeps the names of sections."""
 
-    def __init__(self, config: WatchdogSection, ranks: Ranks, directory: RunDirectory) -> None:
+    def __init__(self, config: WatchdogSection, ranks: Ranks, directory: RunDirectory, stop: StopRequest) -> None:
         """Nothing is watched yet.
 
         Args:
             config: the limits.
             ranks: of the run.
             directory: of the run, taken over.
+            stop: this rank's request, of which the beats tell.
         """
         self._limits_s: Mapping[Part, float | None] = MappingProxyType(
             {
@@ -66,6 +70,8 @@ class Watchdog:
         self._ranks = ranks
         self._host, self._mark = socket.gethostname(), ProcessMark.own()
         self._directory = directory
+        self._stop = stop
+        self._told = False
         self._folder = directory.path / FOLDER_NAME
         self._alarm = self._folder / f"alarm-{directory.generation}.json"
         self._at = (Part.START, 0)  # a new tuple at each change, so that the thread knows one from another
@@ -149,22 +155,40 @@ class Watchdog:
 
     def _watch(self) -> None:
         last_s = time.monotonic()
-        while not self._closing.wait(self._beat_s):
+        while self._pause():
             now_s = time.monotonic()
             # A process that was itself stopped for a while (a suspended job, a sleeping laptop) did not hang meanwhile.
             over = self._count(min(now_s - last_s, 2 * self._beat_s))
             last_s = now_s
             with contextlib.suppress(OSError):  # a full disk is the save's to tell
-                self._write(self._beat())
+                self._tell()
+            with contextlib.suppress(OSError):  # apart, for the lock's lease runs out without it
                 self._directory.beat()
-            if over or self._alarm.exists():
+            if over or self._alarm_is_raised():
                 self._end(over)
             # Should a library hold the interpreter's lock for ever, this thread stands still as well; a thread of
             # faulthandler, which needs no such lock, at least dumps the stacks to the log.
             limit_s = self._limits_s[self._seen[0]]
             if limit_s is not None:
                 faulthandler.dump_traceback_later(limit_s + 2 * self._beat_s, file=_STDERR)
+            else:
+                faulthandler.cancel_dump_traceback_later()
         faulthandler.cancel_dump_traceback_later()
+
+    def _pause(self) -> bool:
+        """Wait for the next beat, which comes early once the run is asked to stop; whether to go on watching."""
+        for _ in range(math.ceil(self._beat_s / self._look_s)):
+            if self._closing.wait(self._look_s):
+                return False
+            if self._stop.reason is not None and not self._told:
+                break
+        return True
+
+    def _alarm_is_raised(self) -> bool:
+        try:
+            return self._alarm.exists()
+        except OSError:  # a server that stumbles: the next look will tell
+            return False
 
     def _count(self, passed_s: float) -> bool:
         """Whether the rank is over its limit. Time counts from the first look that finds it in the section."""
@@ -186,7 +210,15 @@ class Watchdog:
             step,
             round(self._stay_s, 1),
             time.time(),
+            asked=self._stop.reason is not None,
         )
+
+    def _tell(self) -> None:
+        beat = self._beat()
+        self._write(beat)
+        if beat.asked and not self._told:
+            os.fsync(self._file.fileno())  # a preempted node may be switched off next
+            self._told = True
 
     def _write(self, beat: Beat) -> None:
         os.pwrite(self._file.fileno(), beat.encode(), 0)

@@ -14,7 +14,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vitscale.checkpoint.containers import DTYPES, TensorFile, open_tensors, write_npz, write_safetensors
+from vitscale.checkpoint.containers import (
+    DTYPES,
+    TensorFile,
+    open_tensors,
+    safetensors_header,
+    write_npz,
+    write_safetensors,
+)
 from vitscale.errors import CheckpointError
 
 
@@ -73,6 +80,15 @@ def test_a_safetensors_header_is_aligned_and_says_torchs_layout(tmp_path):
         assert json.loads(path.read_bytes()[8 : 8 + size])["k" * length]["data_offsets"] == [0, 8]
         with safe_open(path, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
+
+
+def test_a_safetensors_header_is_aligned_whatever_is_in_the_table():
+    for length in range(1, 17):
+        table = {"k" * length: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
+        header = safetensors_header(table)
+        assert len(header) % 8 == 0
+        assert struct.unpack("<Q", header[:8]) == (len(header) - 8,)
+        assert json.loads(header[8:]) == table
 
 
 def test_a_safetensors_file_is_the_one_that_safetensors_would_write(tmp_path):

@@ -8,7 +8,9 @@ import logging
 import os
 import random
 import shutil
+import zipfile
 from collections import OrderedDict
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
 from vitscale.checkpoint import Hints, read_portable
+from vitscale.checkpoint.deepspeed_files import read_deepspeed
 from vitscale.cli.main import main
 from vitscale.config import load_config
 from vitscale.errors import CheckpointError, ConfigError
@@ -137,7 +140,7 @@ def read(path, **hints):
     return read_portable(path, "deepspeed", Hints(TINY, SMALL, **hints)).build()
 
 
-def refusal(path, **hints):
+def refusal(path, read=read, **hints):
     with pytest.raises(CheckpointError) as caught:
         read(path, **hints)
     said = str(caught.value)
@@ -205,6 +208,34 @@ def test_several_tags_and_no_latest_are_not_guessed_at(saved):
     )
 
 
+@contextmanager
+def without_privileges():
+    """File modes say nothing to root."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir(mode=0)
+    with without_privileges():
+        assert refusal(path, read=read_deepspeed) == f"{path}: cannot be read: Permission denied"
+
+
+@pytest.mark.parametrize("name", ["latest", f"global_step8/{MODEL}"])
+def test_a_file_that_may_not_even_be_asked_for(saved, name):
+    path = saved / name
+    path.unlink()
+    path.symlink_to("x" * 300)  # stat fails, for root too
+    assert refusal(saved, read=read_deepspeed) == f"{path}: cannot be read: File name too long"
+
+
 # Files of a tag.
 
 
@@ -251,6 +282,19 @@ def test_a_flipped_bit_is_seen_which_deepspeed_and_torch_do_not(saved):
     said = refusal(saved)
     assert said.startswith(f"{path}: damaged: ")
     assert said.endswith("is not what its CRC-32 says: copy the file anew")
+
+
+def test_a_compressed_file_whose_tensors_do_not_lie_in_it(saved):
+    path = saved / "global_step8" / OPTIM.format(1)
+    sound = path.with_suffix(".sound")
+    path.rename(sound)
+    with zipfile.ZipFile(sound) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in source.namelist():
+            packed.writestr(entry, source.read(entry))
+        first = source.namelist()[0]
+    assert refusal(saved) == (
+        f"{path}: {first} is compressed, which torch.save never does: copy the file anew from where it was saved"
+    )
 
 
 def test_a_file_that_ends_within_a_tensor_while_it_is_read(saved):
@@ -309,6 +353,16 @@ def test_a_universal_parameter_of_another_shape(tmp_path):
     path = tag / "zero" / "norm.weight" / "fp32.pt"
     torch.save({"param": torch.ones(17)}, path)
     assert refusal(tag) == f"{path}: has shape [17], where [16] was expected"
+
+
+@pytest.mark.parametrize("name", ["{}", "../../outside", "a/b", ".", ".."])
+def test_a_name_that_leads_out_of_a_universal_checkpoint(tmp_path, name):
+    tag = write_universal(tmp_path / "global_step8")
+    name = name.format(tmp_path / "outside")
+    (tag / "zero" / name).mkdir(exist_ok=True, parents=True)
+    torch.save({"param": torch.ones(2)}, tag / "zero" / name / "fp32.pt")
+    edit(tag / MODEL, lambda tree: tree["param_shapes"][0].update({name: (2,)}))
+    assert f"(ValueError: {name!r} is no name of a parameter)" in refusal(tag)
 
 
 def test_fp32_weights_that_are_not_the_modules(tmp_path):
@@ -535,6 +589,29 @@ def test_no_damage_ends_in_another_error(tmp_path, kind):
 # Training state.
 
 
+def test_moments_are_not_moved_up_into_a_gap(saved):
+    for rank in range(WORLD_SIZE):
+        edit(saved / "global_step8" / OPTIM.format(rank), with_moments)
+    edit(
+        saved / "global_step8" / OPTIM.format(2),
+        lambda tree: tree["optimizer_state_dict"]["base_optimizer_state"]["state"].pop(0),
+    )
+    moments = read_deepspeed(saved).moments["exp_avg"]
+    expected = small_state()
+    outcomes = {name: moment_outcome(make) for name, make in moments.items()}
+    refused = {name for name, found in outcomes.items() if isinstance(found, str)}
+    assert refused
+    assert {outcomes[name] for name in refused} == {"rank 2 saved nothing of parameter group 0"}
+    assert all(torch.equal(outcomes[name], expected[name] + 1) for name in expected.keys() - refused)
+
+
+def moment_outcome(make):
+    try:
+        return make()
+    except ValueError as error:
+        return str(error)
+
+
 def test_a_training_state_without_moments_is_refused(saved, micro_config, tmp_path):
     with pytest.raises(CheckpointError, match=r"global_step8: says nothing of Adam's moments by the parameter's name"):
         adopt_deepspeed(saved, load_config(micro_config), tmp_path / "out")
@@ -615,3 +692,12 @@ def test_the_command_takes_no_changes_of_a_training_state(saved, micro_config, t
     assert run("import", saved, "--training", micro_config, "--out", tmp_path / "out", *words) == 2
     said = capsys.readouterr().err
     assert said == f"error: {words[0]} has no effect with --training, which takes the state as it is: leave it out\n"
+
+
+def test_the_command_says_that_a_training_state_is_not_there(saved, micro_config, tmp_path, capsys):
+    file = saved / "latest"
+    for path, what in ((tmp_path / "nowhere", "no such folder"), (file, "is a file"), (file / "run", "no such folder")):
+        assert run("import", path, "--training", micro_config, "--out", tmp_path / "out") == 2
+        assert capsys.readouterr().err == (
+            f"error: {path}: {what}: give the folder that DeepSpeed's save_checkpoint was given, or one of its tags\n"
+        )

@@ -129,5 +129,5 @@ def test_a_damaged_or_lost_index_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: not a readable index: .*data_starts"):
         read_index(tmp_path, manifest([record_file(path)]))
     path.unlink()
-    with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: not a readable index: .*No such file"):
+    with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: missing"):
         read_index(tmp_path, found)

@@ -2,9 +2,12 @@
 
 import logging
 import os
+import pickle
 import shutil
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -121,8 +124,9 @@ def contents(store: CheckpointStore, tag: str) -> dict[str, bytes]:
 
 def test_what_is_uploaded_comes_back_byte_for_byte(store, empty, mirror, place):
     assert mirror.tags() == mirror.unfinished() == []
-    assert restore_newest(empty, mirror) is None
+    assert restore_newest(empty, mirror).fetched is None
     assert not empty.root.exists()
+    assert place.folder is None or not place.folder.parent.exists()  # a look makes no folder
     save(store, 10)
     save(store, 20)
     update_mirror(mirror, store, TWO, TAG_20)
@@ -132,7 +136,7 @@ def test_what_is_uploaded_comes_back_byte_for_byte(store, empty, mirror, place):
                                                                  "rank-00001.safetensors")
     ]  # fmt: skip
     assert mirror.faults(TAG_20) == []
-    manifest = restore_newest(empty, mirror)
+    manifest = restore_newest(empty, mirror).fetched
     assert manifest.step == 20
     assert contents(empty, TAG_20) == contents(store, TAG_20)
     assert empty.newest_valid()[0] == TAG_20
@@ -147,8 +151,18 @@ def test_large_files_go_in_parts(store, empty, mirror, monkeypatch):
     path.write_bytes(os.urandom(12 << 20))
     store.commit(staging, manifest.model_copy(update={"files": [record_file(path)]}))
     update_mirror(mirror, store, TWO, TAG_10)
-    assert restore_newest(empty, mirror).step == 10
+    monkeypatch.setattr(mirror_module, "_READ_BYTES", 5 << 20)
+    asked: list[tuple[int, int]] = []
+    read = mirror._obstore.get_range
+
+    def noted(place, name, *, start, length):
+        asked.append((start, length))
+        return read(place, name, start=start, length=length)
+
+    monkeypatch.setattr(mirror._obstore, "get_range", noted)
+    assert restore_newest(empty, mirror).fetched.step == 10
     assert contents(empty, TAG_10)[path.name] == contents(store, TAG_10)[path.name]
+    assert asked == [(0, 5 << 20), (5 << 20, 5 << 20), (10 << 20, 2 << 20)]
 
 
 def test_the_mirror_is_pruned_by_the_same_rules(store, empty, mirror, place):
@@ -176,7 +190,7 @@ def test_an_upload_that_was_cut_off_is_no_checkpoint_and_is_cleared_away(store, 
     place.remove(f"{TAG_20}/manifest.json")
     assert mirror.tags() == [TAG_10]
     assert mirror.unfinished() == [TAG_20]
-    assert restore_newest(empty, mirror).step == 10
+    assert restore_newest(empty, mirror).fetched.step == 10
     save(store, 30)
     store.prune(CheckpointSection(keep_last=1), TAG_30)
     update_mirror(mirror, store, CheckpointSection(keep_last=1), TAG_30)
@@ -184,7 +198,9 @@ def test_an_upload_that_was_cut_off_is_no_checkpoint_and_is_cleared_away(store, 
 
 
 DAMAGES = {
-    "flipped": (lambda place, tag: place.write(f"{tag}/rank-00001.safetensors", b"x" * 800), "of another content"),
+    "flipped": (lambda place, tag: place.write(f"{tag}/rank-00001.safetensors", b"x" * 656), "of another content"),
+    "longer": (lambda place, tag: place.write(f"{tag}/rank-00001.safetensors", b"x" * 800), "800 bytes where 656 were"),
+    "shorter": (lambda place, tag: place.write(f"{tag}/rank-00001.safetensors", b""), "0 bytes where 656 were written"),
     "missing": (lambda place, tag: place.remove(f"{tag}/rank-00000.safetensors"), "rank-00000.safetensors: missing"),
     "manifest": (lambda place, tag: place.write(f"{tag}/manifest.json", b"{"), "manifest.json: damaged"),
     "renamed": (lambda place, tag: place.write(f"{tag}/manifest.json", place.other), "holds the checkpoint of step 30"),
@@ -202,7 +218,7 @@ def test_a_damaged_tag_of_the_mirror_is_passed_over_and_alone_it_stops_the_run(
     place.other = (store.path(TAG_30) / "manifest.json").read_bytes()
     damage(place, TAG_20)
     assert said in mirror.faults(TAG_20)[0]
-    assert restore_newest(empty, mirror).step == 10
+    assert restore_newest(empty, mirror).fetched.step == 10
     assert f"passing over a checkpoint of the mirror: {place.url}/{TAG_20}" in caplog.text
     assert said in caplog.text
     shutil.rmtree(empty.root)
@@ -224,7 +240,7 @@ def test_a_fetch_goes_on_where_one_was_cut_off(store, empty, mirror, place):
     (staging / "rank-00001.safetensors").write_bytes(b"half")
     (staging / "rank-00007.safetensors.record.json").write_text("of a save at another size")
     place.remove(f"{TAG_10}/rank-00000.safetensors")  # so that it can only be taken from the disk
-    assert restore_newest(empty, mirror).step == 10
+    assert restore_newest(empty, mirror).fetched.step == 10
     assert contents(empty, TAG_10) == contents(store, TAG_10)
 
 
@@ -234,9 +250,9 @@ def test_what_the_disk_has_newer_or_as_new_is_not_fetched(store, mirror, place):
     for name in place.names():
         if name.endswith("safetensors"):
             place.remove(name)
-    assert restore_newest(store, mirror) is None
+    assert restore_newest(store, mirror).fetched is None
     save(store, 20)
-    assert restore_newest(store, mirror) is None
+    assert restore_newest(store, mirror).fetched is None
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, lambda d: shutil.rmtree(d)])
@@ -245,11 +261,11 @@ def test_a_disk_whose_tags_are_bad_or_gone_gets_the_mirrors(store, mirror, damag
     save(store, 20)
     update_mirror(mirror, store, TWO, TAG_20)
     damage(store.path(TAG_20))
-    assert restore_newest(store, mirror).step == 20
+    assert restore_newest(store, mirror).fetched.step == 20
     assert store.newest_valid()[::2] == (TAG_20, [])
     for tag in (TAG_10, TAG_20):
         damage(store.path(tag))
-    assert restore_newest(store, mirror).step == 20
+    assert restore_newest(store, mirror).fetched.step == 20
 
 
 def test_bad_tags_here_and_none_there_stop_the_run(store, mirror):
@@ -274,7 +290,7 @@ def test_a_start_that_was_overtaken_neither_uploads_nor_is_taken(store, empty, m
     assert "start 2 of the run, or another run, saves there, and this is start 1" in caplog.text
     assert mirror.tags() == [TAG_10, TAG_20, TAG_40]
     shutil.rmtree(empty.root)
-    assert restore_newest(empty, mirror).step == 20
+    assert restore_newest(empty, mirror).fetched.step == 20
     assert f"{TAG_40}: saved by start 1 of the run after start 2 had gone on from a lower step" in caplog.text
 
 
@@ -300,6 +316,55 @@ def test_a_damaged_tag_of_the_disk_is_not_uploaded(store, mirror):
     truncate(store.path(TAG_20))
     update_mirror(mirror, store, CheckpointSection(keep_last=3), TAG_30)
     assert mirror.tags() == [TAG_10, TAG_30]
+
+
+def test_a_tag_that_did_not_get_there_makes_no_older_one_go(store, mirror, caplog):
+    save(store, 10)
+    update_mirror(mirror, store, TWO, TAG_10)
+    shutil.rmtree(store.path(TAG_10))
+    save(store, 20)
+    truncate(store.path(TAG_20))
+    update_mirror(mirror, store, CheckpointSection(keep_last=1), TAG_20)
+    assert f"{TAG_20}: damaged before it was uploaded, so nothing goes from there" in caplog.text
+    assert mirror.tags() == [TAG_10]
+    save(store, 30)
+    update_mirror(mirror, store, TWO, TAG_30)
+    assert mirror.tags() == [TAG_10, TAG_30]
+    save(store, 40)
+    update_mirror(mirror, store, TWO, TAG_40)
+    assert mirror.tags() == [TAG_30, TAG_40]
+
+
+def test_two_runs_of_one_name_do_not_touch_each_others_tags(store, empty, mirror, place, caplog):
+    one, other = "1" * 32, "2" * 32
+    save(store, 10)  # by a version that drew no ids: it may be of any run
+    save(store, 20, run_id=one)
+    update_mirror(mirror, store, TWO, TAG_20)
+    save(empty, 10, generation=2, run_id=other)
+    before = place.names()
+    update_mirror(mirror, empty, CheckpointSection(keep_last=1), TAG_10)
+    said = (
+        f"{place.url}: {TAG_20} there is of run {one}, and this run is {other}: give it another checkpoint.mirror, or "
+        "its run directory another name"
+    )
+    assert said in caplog.text
+    assert place.names() == before
+    assert mirror.manifest(TAG_10).generation == 1
+    with pytest.raises(CheckpointError) as caught:
+        restore_newest(empty, mirror, other)
+    assert (str(caught.value), caught.value.status) == (said, ExitStatus.USER_ERROR)
+    assert empty.tags() == [TAG_10]
+    assert restore_newest(store, mirror, one) == (None, 1, one)
+    shutil.rmtree(empty.root)
+    found = restore_newest(empty, mirror)
+    assert (found.fetched.step, found.run_id) == (20, one)
+
+
+def test_the_newest_start_that_the_mirror_knows_of_is_told(store, empty, mirror):
+    save(store, 10, generation=7)
+    update_mirror(mirror, store, TWO, TAG_10)
+    save(empty, 20, generation=1)
+    assert restore_newest(empty, mirror) == (None, 7, "")
 
 
 def test_a_tag_that_goes_before_or_while_it_is_uploaded_does_no_harm(store, mirror, place, monkeypatch, caplog):
@@ -352,7 +417,7 @@ def test_an_outage_costs_the_run_nothing_but_a_warning(outage, store, empty, cap
     assert line.startswith("s3://bucket/runs/b16 is behind: s3://bucket/runs/b16: ")
     assert "tried again after the next save" in line
     assert "\n" not in line
-    assert restore_newest(store, silent) is None
+    assert restore_newest(store, silent).fetched is None
     assert f"going on from {TAG_10} without a look at the mirror" in caplog.text
     # With nothing on the disk nobody knows whether the run had begun.
     with pytest.raises(MirrorError, match="check the URL, the network") as caught:
@@ -405,6 +470,35 @@ def test_a_mirror_that_has_a_newer_tag_and_does_not_give_it_is_worth_another_sta
     assert empty.tags() == []
 
 
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(401, ExitStatus.USER_ERROR), (403, ExitStatus.USER_ERROR), (503, ExitStatus.TRANSIENT)],
+)
+def test_only_what_may_pass_is_worth_another_start(outage, empty, monkeypatch, answer, status):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(answer)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(MirrorError, match=r"^s3://bucket/runs/b16: .*check the URL") as caught:
+            restore_newest(empty, Mirror("s3://bucket/runs/b16", patience_s=0.2))
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert caught.value.status is status
+    assert pickle.loads(pickle.dumps(caught.value)).status is status  # as the other ranks get it
+
+
 def test_a_refusal_is_one_line(bucket, store, monkeypatch):
     missing = Mirror("s3://no-such-bucket/runs/b16", patience_s=1)
     save(store, 10)
@@ -415,12 +509,17 @@ def test_a_refusal_is_one_line(bucket, store, monkeypatch):
         missing.upload(store.root / "nowhere" / TAG_10)
 
 
-def test_a_run_has_a_folder_of_its_own(tmp_path):
+def test_a_run_has_a_folder_of_its_own(tmp_path, monkeypatch):
     tree = micro_tree(tmp_path / "dataset", tmp_path / "b16")
     config = Config.model_validate(tree)
     assert mirror_of(config) is None
     mirrored = Config.model_validate(tree | {"checkpoint": {"mirror": "s3://bucket/runs/"}})
     assert mirror_of(mirrored).url == "s3://bucket/runs/b16"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for odd, name in ((Path(), tmp_path.name), (Path("x/y/.."), "x"), (Path("link"), "link")):
+        run = mirrored.run.model_copy(update={"dir": odd})
+        assert mirror_of(mirrored.model_copy(update={"run": run})).url == f"s3://bucket/runs/{name}"
 
 
 @pytest.mark.parametrize("missing", ["obstore", "tenacity"])
@@ -434,6 +533,9 @@ def test_without_the_client_the_mend_is_told(monkeypatch, missing):
         Mirror("s3://bucket/runs/b16")
 
 
-def test_a_url_that_no_client_takes_is_told():
-    with pytest.raises(CheckpointError, match="s3:///x"):
-        Mirror("s3:///x").tags()
+@pytest.mark.parametrize("url", ["s3:///x", "s3://[/x", "file://host/x", "bogus://x/y"])
+def test_a_url_that_no_client_takes_is_told_and_not_tried_again(url):
+    with pytest.raises(MirrorError) as caught:
+        Mirror(url).tags()
+    assert str(caught.value).startswith(f"{url}: ")
+    assert caught.value.status is ExitStatus.USER_ERROR

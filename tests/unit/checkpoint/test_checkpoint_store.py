@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from saved_tags import flip_a_bit, manifest_of, save, stage, truncate
 
-from vitscale.checkpoint import CheckpointStore, locate, pin_branch, rank_file_name
-from vitscale.checkpoint.integrity import check_file
+from vitscale.checkpoint import CheckpointStore, Manifest, locate, pin_branch, rank_file_name
+from vitscale.checkpoint.integrity import check_file, replace_file
 from vitscale.checkpoint.manifest import FileRecord, _digest
 from vitscale.checkpoint.store import POINTER_NAME
 from vitscale.config import CheckpointSection
@@ -25,6 +25,11 @@ TWO = CheckpointSection(keep_last=2)
 @pytest.fixture
 def store(tmp_path) -> CheckpointStore:
     return CheckpointStore(tmp_path / "run")
+
+
+def read_sound(store: CheckpointStore, tag: str) -> Manifest:
+    """A tag's manifest, once every byte was compared."""
+    return locate(store.path(tag))[1]
 
 
 def pointer(store: CheckpointStore) -> Path:
@@ -108,7 +113,7 @@ def test_a_damaged_tag_is_passed_over_by_name_and_alone_it_stops_the_run(store, 
     assert line.endswith("going on from step-00000010 instead")
     assert "\n" not in line
     with pytest.raises(CheckpointError, match=said):
-        store.verify("step-00000020")
+        read_sound(store, "step-00000020")
 
     shutil.rmtree(store.path("step-00000010"))
     with pytest.raises(CheckpointError, match=f"none of 1 checkpoints is valid .*{said}.*--fresh$"):
@@ -128,7 +133,7 @@ def test_a_folder_under_another_tags_name_is_refused(store):
     save(store, 10)
     store.path("step-00000010").rename(store.path("step-00000099"))
     with pytest.raises(CheckpointError, match=r"step-00000099: holds the checkpoint of step 10: give it the name"):
-        store.verify("step-00000099")
+        read_sound(store, "step-00000099")
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path):
@@ -176,10 +181,10 @@ def test_where_something_was_committed_and_nothing_is_left_no_run_starts_over(st
 def test_a_later_start_replaces_a_tag_of_the_same_step_and_an_older_one_does_not(store):
     save(store, 10, generation=1)
     save(store, 10, generation=2)
-    assert store.verify("step-00000010").generation == 2
+    assert read_sound(store, "step-00000010").generation == 2
     with pytest.raises(CheckpointError, match="start 2 of the run has saved this step, so start 1 may not"):
         save(store, 10, generation=1)
-    assert store.verify("step-00000010").generation == 2
+    assert read_sound(store, "step-00000010").generation == 2
     _flip_in_manifest(store.path("step-00000010"))
     save(store, 10, generation=1)
     assert store.highest_generation() == 1
@@ -203,6 +208,77 @@ def test_a_tag_of_a_start_that_was_overtaken_is_passed_over_and_goes_when_newer_
     save(store, 300, generation=2)
     store.prune(TWO, "step-00000300")
     assert store.tags() == ["step-00000250", "step-00000300"]
+
+
+def test_the_highest_generation_is_known_from_a_save_that_was_cut_off_too(store):
+    save(store, 10, generation=2)
+    store.staging(20, generation=5)
+    assert store.highest_generation() == 5
+
+
+def test_a_tag_that_replaces_a_pinned_one_is_pinned_too(store):
+    save(store, 10)
+    pin_branch(store.path("step-00000010"))
+    save(store, 20)
+    flip_a_bit(store.path("step-00000010"))  # so the run came by the same step again
+    save(store, 10, generation=2)
+    assert store.manifest("step-00000010").generation == 2
+    assert store.is_pinned("step-00000010")
+    assert not store.is_pinned("step-00000020")
+
+
+def test_pruning_after_a_sound_tag_that_is_gone_removes_nothing(store):
+    for step in (10, 20, 30):
+        save(store, step)
+    shutil.rmtree(store.path("step-00000030"))
+    for look in (store.doomed, store.prune):
+        with pytest.raises(CheckpointError, match=r"step-00000030: gone, .*: no other checkpoint is removed$"):
+            look(CheckpointSection(keep_last=1), "step-00000030")
+    (store.path("step-00000020") / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"manifest\.json: damaged: .*: no other checkpoint is removed$"):
+        store.prune(CheckpointSection(keep_last=1), "step-00000020")
+    assert store.tags() == ["step-00000010", "step-00000020"]
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_what_is_in_one_is_not_removed(store, monkeypatch):
+    for step in (10, 20, 30):
+        save(store, step)
+
+    def refusing(path, name):
+        def ask(self, *arguments):
+            if self == path:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return original(self, *arguments)
+
+        original = getattr(Path, name)
+        return ask
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "iterdir", refusing(store.root, "iterdir"))
+        for look in (store.tags, store.newest_valid, store.once_committed):
+            with pytest.raises(CheckpointError, match=r"checkpoints: cannot be read: Permission denied: mend it"):
+                look()
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "exists", refusing(store.path("step-00000010") / "keep", "exists"))
+        assert store.prune(CheckpointSection(keep_last=1), "step-00000030") == ["step-00000020"]
+    store.root.rename(store.root.with_name("away"))
+    store.root.write_text("no folder")
+    assert store.tags() == []
+
+
+def test_a_replaced_file_is_flushed_before_and_after_it_gets_its_name(tmp_path, monkeypatch):
+    file = tmp_path / "record"
+    file.write_text("old")
+    with cut_at(monkeypatch, 100, _Cut()) as happened:
+        replace_file(file, "new")
+    assert [entry.split()[0] for entry in happened] == ["fsync", "replace", "fsync"]
+    assert file.read_text() == "new"
+    with (
+        cut_at(monkeypatch, 1, OSError(errno.EIO, os.strerror(errno.EIO))),
+        pytest.raises(OSError, match="Input/output error"),
+    ):
+        replace_file(file, "newer")
+    assert file.read_text() == "new"
 
 
 def test_pruning_by_all_three_rules(store):
@@ -236,7 +312,7 @@ def test_a_pinned_tag_stays(store, caplog):
         save(store, step)
     pin_branch(store.path("step-00000010"))
     assert store.prune(CheckpointSection(keep_last=1), "step-00000030") == ["step-00000020"]
-    assert store.verify("step-00000010").step == 10
+    assert read_sound(store, "step-00000010").step == 10
     pin_branch(store.path("step-00000020"))
     assert "step-00000020: cannot be pinned (No such file or directory)" in caplog.text
     (store.path("step-00000010") / "keep").unlink()
@@ -370,7 +446,7 @@ def test_the_order_of_a_commit(store, monkeypatch):
 
 def test_a_metric_that_is_no_number_survives(store):
     save(store, 10, metrics={"val/loss": float("nan"), "val/top1": float("inf")})
-    assert store.verify("step-00000010").metrics["val/top1"] == float("inf")
+    assert read_sound(store, "step-00000010").metrics["val/top1"] == float("inf")
 
 
 def test_locate_takes_a_run_or_a_tag_and_says_what_it_passes_over(store, tmp_path, caplog):
@@ -385,6 +461,32 @@ def test_locate_takes_a_run_or_a_tag_and_says_what_it_passes_over(store, tmp_pat
         locate(store.path("step-00000020"))
     with pytest.raises(CheckpointError, match="no checkpoint here"):
         locate(tmp_path)
+
+
+def test_locate_checks_the_directory_that_it_gives_wherever_it_lies_and_however_it_is_named(
+    store, tmp_path, monkeypatch
+):
+    save(store, 10)
+    copy = store.root.parent / "copies" / "step-00000010"
+    shutil.copytree(store.path("step-00000010"), copy)
+    assert locate(copy) == (copy, store.manifest("step-00000010"))
+    shutil.move(copy, tmp_path)
+    copy = tmp_path / "step-00000010"
+    (tmp_path / "link").symlink_to(copy)
+    monkeypatch.chdir(copy)
+    for name in (copy, Path(), Path("../step-00000010"), tmp_path / "link"):
+        assert locate(name)[0] == copy
+    pin_branch(locate(Path())[0])
+    assert (copy / "keep").exists()
+    assert not store.is_pinned("step-00000010")
+    copies = store.root.parent / "copies"
+    shutil.move(copy, copies)
+    flip_a_bit(copies / "step-00000010")
+    with pytest.raises(CheckpointError, match=r"copies/step-00000010/rank-00001\.safetensors: its SHA-256"):
+        locate(copies / "step-00000010")
+    shutil.move(copies / "step-00000010", copies / "step-00000020")
+    with pytest.raises(CheckpointError, match="copies/step-00000020: holds the checkpoint of step 10"):
+        locate(copies / "step-00000020")
 
 
 def test_a_manifest_without_files_is_sound(store):

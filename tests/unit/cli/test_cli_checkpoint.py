@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from micro_run import REPOSITORY
 from saved_tags import flip_a_bit, manifest_of, save, truncate
 
-from vitscale.checkpoint import CheckpointStore, Mirror, update_mirror
+from vitscale.checkpoint import CheckpointStore, Mirror, pin_branch, update_mirror
 from vitscale.cli.checkpoint import _age, command
 from vitscale.config import CheckpointSection
 from vitscale.errors import CheckpointError, ConfigError
@@ -50,7 +50,7 @@ def failing(*words) -> tuple[list[str], Exception]:
 
 def test_list_shows_each_checkpoint_and_what_was_cut_off(store, run):
     store.staging(40, 1)
-    store.pin(TAGS[0])
+    pin_branch(store.path(TAGS[0]))
     truncate(store.path(TAGS[1]))
     save(store, 25, generation=3)
     header, *lines = vitscale("list", run)
@@ -115,8 +115,20 @@ def test_inspect_shows_the_manifest(store, run):
     assert facts["files"].startswith("2, 1.3 kB: rank-00000.safetensors 656 B, ")
     assert text[-4:] == ["config:", "  engine:", "    kind: deepspeed", "    zero_stage: 2"]
     assert vitscale("inspect", run)[0] == str(store.path(TAGS[2]))
-    with pytest.raises(CheckpointError, match=r"step-00000099: no manifest\.json"):
+    with pytest.raises(CheckpointError, match="step-00000099: no checkpoint here"):
         vitscale("inspect", store.path("step-00000099"))
+
+
+def test_inspect_shows_the_directory_that_is_named(store, monkeypatch):
+    copy = store.root.parent / "copies" / TAGS[0]
+    shutil.copytree(store.path(TAGS[0]), copy)
+    shutil.rmtree(store.path(TAGS[0]))
+    assert vitscale("inspect", copy)[0] == str(copy)
+    monkeypatch.chdir(copy.parent)
+    assert vitscale("inspect", TAGS[0])[0] == TAGS[0]
+    copy.rename(copy.with_name(TAGS[1]))
+    with pytest.raises(CheckpointError, match="holds the checkpoint of step 10"):
+        vitscale("inspect", TAGS[1])
 
 
 def test_inspect_of_a_run_without_zero_that_has_a_course(tmp_path):
@@ -201,6 +213,10 @@ def test_a_mirror_is_shown_and_checked_like_a_run(store, run, tmp_path):
 def test_where_there_is_nothing(tmp_path, words):
     with pytest.raises(CheckpointError, match="no checkpoint here: give a run directory"):
         vitscale(*words, tmp_path)
+    if words != ["prune"]:
+        with pytest.raises(CheckpointError, match="no checkpoint here: give a run directory"):
+            vitscale(*words, f"file://{tmp_path}/nowhere/run")
+        assert not (tmp_path / "nowhere").exists()
     save(CheckpointStore(tmp_path), 10)
     shutil.rmtree(tmp_path / "checkpoints" / TAGS[0])
     with pytest.raises(CheckpointError, match="newest says that step-00000010 was"):

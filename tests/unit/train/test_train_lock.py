@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 from unittest import mock
@@ -159,6 +160,28 @@ def test_of_two_that_sign_a_free_lock_without_flock_the_last_has_it(tmp_path, mo
     monkeypatch.setattr(lock_module.time, "sleep", sign_after_me)
     with pytest.raises(RunDirectoryError, match="held by pid 1 on node2"):
         RunLock(path).take()
+
+
+def test_one_that_is_about_to_sign_or_has_just_let_go_is_looked_at_again(tmp_path, monkeypatch, short):
+    path = tmp_path / "lock"
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(RunDirectoryError, match="held by an unknown process"):
+            RunLock(path).take()
+        monkeypatch.setattr(lock_module, "SETTLE_S", 5.0)
+        threading.Timer(0.1, fcntl.flock, (file, fcntl.LOCK_UN)).start()
+        lock = RunLock(path)
+        lock.take()
+        lock.release()
+
+
+def test_a_lock_that_somebody_removed_is_let_go_of(tmp_path):
+    lock = RunLock(tmp_path / "lock")
+    lock.take()
+    (tmp_path / "lock").unlink()
+    lock.release()
+    assert not lock.held
+    assert not (tmp_path / "lock").exists()
 
 
 @pytest.mark.parametrize("flock", [True, False])

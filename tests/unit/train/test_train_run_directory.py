@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from vitscale.config import Config
 from vitscale.errors import EXIT_FILE_VARIABLE, CheckpointError, ExitStatus, RunDirectoryError
 from vitscale.ranks import Ranks
 from vitscale.train.beats import FOLDER_NAME, Beat, beat_file
+from vitscale.train.course import Detour, read_detours, write_detours
 from vitscale.train.lock import ProcessMark
 from vitscale.train.run_directory import RunDirectory, refusals_told
 
@@ -45,11 +47,11 @@ def opened(config):
         directory._lock.release()
 
 
-def commit(run_dir, step, generation, config=None):
+def commit(run_dir, step, generation, config=None, run_id=""):
     """A checkpoint with no rank's file in it."""
     store = CheckpointStore(run_dir)
     manifest = Manifest(
-        step=step, generation=generation, world_size=1, optimizer_steps=step, cursor={}, course={},
+        step=step, run_id=run_id, generation=generation, world_size=1, optimizer_steps=step, cursor={}, course={},
         config=config.model_dump(mode="json") if config else {}, model={},
         labels=[], shapes={}, metrics={}, versions={}, saved_at="now", files=[],
     )  # fmt: skip
@@ -215,6 +217,74 @@ def test_a_run_whose_checkpoints_are_gone_begins_anew_only_when_told(opened, con
     assert opened().generation == 5, "from here on it is a run that has saved nothing yet"
 
 
+@pytest.fixture
+def mirrored(config, tmp_path):
+    section = config.checkpoint.model_copy(update={"mirror": f"file://{tmp_path / 'far'}"})
+    return config.model_copy(update={"checkpoint": section})
+
+
+def upload(config, tag):
+    update_mirror(mirror_of(config), CheckpointStore(config.run.dir), config.checkpoint, tag)
+
+
+def restart(config, **options):
+    directory = RunDirectory.open(config, ALONE, **options)
+    directory.close(ExitStatus.RUN_AGAIN, "received SIGTERM", 5)
+    return directory
+
+
+def test_a_run_keeps_the_id_that_its_first_start_drew(config):
+    run_dir, first = config.run.dir, restart(config)
+    assert (run_dir / "run_id").read_text() == f"{first.run_id}\n"
+    assert len(first.run_id) == 32
+    assert restart(config).run_id == first.run_id
+    commit(run_dir, 5, 2, run_id=first.run_id)
+    commit(run_dir, 10, 2)  # by an older version
+    for content in (b"", b"nonsense", b"\xff"):
+        (run_dir / "run_id").write_bytes(content)
+        assert restart(config).run_id == first.run_id
+    for name in ("run_id", "checkpoints", "starts.json"):
+        (run_dir / name).rename(run_dir / f"old-{name}")
+    assert restart(config).run_id not in {"", first.run_id}
+
+
+def test_two_runs_of_one_name_are_told_apart_in_a_mirror(mirrored, tmp_path):
+    one = restart(mirrored)
+    tag = commit(mirrored.run.dir, 5, 1, mirrored, one.run_id)
+    other = mirrored.model_copy(update={"run": mirrored.run.model_copy(update={"dir": tmp_path / "b" / "run"})})
+    same = restart(other)  # nothing is in the mirror yet
+    upload(mirrored, tag)
+    with pytest.raises(
+        CheckpointError, match=f"is of run {one.run_id}, and this run is {same.run_id}: give it"
+    ) as told:
+        RunDirectory.open(other, ALONE)
+    assert told.value.status == ExitStatus.USER_ERROR
+    assert not CheckpointStore(other.run.dir).once_committed()
+    shutil.rmtree(mirrored.run.dir)
+    assert restart(mirrored).run_id == one.run_id
+
+
+def test_the_generation_is_above_the_mirrors(mirrored):
+    restart(mirrored)
+    upload(mirrored, commit(mirrored.run.dir, 5, 7))
+    shutil.rmtree(mirrored.run.dir)
+    commit(mirrored.run.dir, 10, 1)
+    assert restart(mirrored).generation == 8
+
+
+def test_a_fresh_start_where_the_mirror_has_tags_is_refused_and_nothing_fetched(mirrored, tmp_path):
+    restart(mirrored, fresh=True)  # nothing is there
+    upload(mirrored, commit(mirrored.run.dir, 5, 1))
+    shutil.rmtree(mirrored.run.dir)
+    with pytest.raises(RunDirectoryError) as told:
+        RunDirectory.open(mirrored, ALONE, fresh=True)
+    assert str(told.value) == (
+        f"file://{tmp_path}/far/run: holds step-00000005: --fresh is for a run without checkpoints, there too: leave "
+        "it out to go on, move that folder away, or give another checkpoint.mirror"
+    )
+    assert not CheckpointStore(mirrored.run.dir).once_committed()
+
+
 def test_an_empty_disk_gets_checkpoint_and_config_from_the_mirror(tmp_path, config):
     mirror = config.checkpoint.model_copy(update={"mirror": f"file://{tmp_path / 'far'}"})
     config = config.model_copy(update={"checkpoint": mirror})
@@ -253,3 +323,20 @@ def test_a_refusal_reaches_a_launcher_that_hides_exit_statuses(tmp_path, monkeyp
     monkeypatch.delenv(EXIT_FILE_VARIABLE)
     with pytest.raises(RunDirectoryError), refusals_told(replace(ALONE)):
         raise RunDirectoryError("held by somebody")
+
+
+def test_a_fresh_start_forgets_the_detours_of_the_course_before(opened, config):
+    opened().note_saved(5)
+    write_detours(config.run.dir, [Detour(3, 2)])
+    opened(fresh=True)
+    assert read_detours(config.run.dir) == ()
+
+
+def test_an_end_that_cannot_be_recorded_does_not_hide_the_end(opened, config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(EXIT_FILE_VARIABLE, str(tmp_path / "exit-of-the-launcher.json"))
+    directory = opened()
+    (config.run.dir / "exit.json").mkdir()  # nothing can be put in its place
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    directory.record_end(ExitStatus.USER_ERROR, "the disk is full", 5)
+    assert "exit.json: cannot be written" in caplog.text
+    assert json.loads((tmp_path / "exit-of-the-launcher.json").read_text())["reason"] == "the disk is full"

@@ -72,8 +72,9 @@ def test_what_was_saved_counts_from_the_last_fresh_start_on(starts):
 def test_the_fence_counts_failures_in_a_row_and_looks_past_requests(starts):
     """Each start as a letter, the rule as a pattern over them, from the newest on."""
     expected = []
-    for s in reversed(starts):
-        advanced = s.saved_step is not None and s.saved_step > s.found_step
+    for i, s in reversed(list(enumerate(starts))):
+        beyond = [s.found_step, *[e.saved_step for e in starts[:i] if e.saved_step is not None][-1:]]
+        advanced = s.saved_step is not None and any(s.saved_step > step for step in beyond)
         if s.end.status == 75 and not advanced:
             continue
         if advanced or s.end.status not in (None, 1):
@@ -118,6 +119,18 @@ def test_a_step_forward_or_a_person_ends_the_row(mended):
 def test_the_same_checkpoint_saved_again_is_no_step_forward():
     """A disk that damages every checkpoint: found (by name), passed over, saved again."""
     assert diagnosis([start(generation, CRASH, found=10, saved=10) for generation in (3, 4, 5)], RUN) is not None
+
+
+def test_below_a_damaged_checkpoint_each_new_one_is_a_step_forward():
+    """Found is 1000, by name, and damaged, as is all down to 800; every start saves once and loses its node."""
+    climb = [start(2 + i, SILENCE, found=1000, saved=850 + 50 * i) for i in range(3)]
+    assert fruitless([start(1, SILENCE, found=950, saved=1000), *climb[:1]]) == climb[:1], "it fell back"
+    assert fruitless(climb[:2]) == fruitless(climb) == []
+    idle = [start(5 + i, SILENCE, found=1000) for i in range(2)]
+    assert fruitless([*climb, *idle]) == idle
+    assert fruitless([*climb, *idle, start(7, SILENCE, found=1000, saved=1000)]) == []
+    again = start(7, SILENCE, found=1000, saved=950)
+    assert diagnosis([*climb, *idle, again], RUN) is not None
 
 
 def test_the_record_is_for_people_too():

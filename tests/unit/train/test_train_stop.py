@@ -1,11 +1,16 @@
 """Signals as they reach a process."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
+import torch
 
 from vitscale.errors import STOP_SIGNALS
 from vitscale.train.stop import StopRequest
@@ -18,6 +23,7 @@ def stop():
     request = StopRequest()
     request.install()
     yield request
+    signal.set_wakeup_fd(-1)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -61,3 +67,65 @@ def test_a_second_interrupt_ends_the_process_at_once():
     ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
     assert ended.stdout == "asked\n"
     assert ended.returncode == -signal.SIGINT
+
+
+def test_the_signals_of_a_forked_child_are_its_own(stop):
+    pid = os.fork()
+    if pid == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+    time.sleep(0.2)
+    assert not stop.poll()
+
+
+def hang(pipe, shielded):
+    stop = StopRequest()
+    stop.install()
+
+    def tell():
+        while stop.reason is None:
+            time.sleep(0.01)
+        pipe.send((stop.reason, signal.getsignal(signal.SIGINT) == stop._handle))
+
+    threading.Thread(target=tell, daemon=True).start()
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    with stop.shielded() if shielded else contextlib.nullcontext():
+        pipe.send("hangs")
+        store.wait(["never"])
+
+
+@contextlib.contextmanager
+def hanging(shielded):
+    """A process whose main thread waits in C++, where no handler of Python's runs."""
+    context = multiprocessing.get_context("fork")
+    pipe, other = context.Pipe()
+    process = context.Process(target=hang, args=(other, shielded))
+    process.start()
+    try:
+        assert pipe.recv() == "hangs"
+        time.sleep(0.3)
+        yield process, pipe
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.fault(19)
+def test_a_second_interrupt_ends_a_process_that_hangs_in_cpp():
+    with hanging(shielded=False) as (process, pipe):
+        os.kill(process.pid, signal.SIGINT)
+        assert pipe.recv() == ("received SIGINT", True), "the handler has not run, which would set the default"
+        os.kill(process.pid, signal.SIGINT)
+        process.join(20)
+        assert process.exitcode == 128 + signal.SIGINT
+
+
+@pytest.mark.fault(19)
+def test_a_save_that_hangs_in_cpp_ignores_every_interrupt():
+    with hanging(shielded=True) as (process, pipe):
+        for _ in range(3):
+            os.kill(process.pid, signal.SIGINT)
+            time.sleep(0.2)
+        assert process.is_alive()
+        assert not pipe.poll()

@@ -2,11 +2,15 @@
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
 import signal
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,9 +20,11 @@ from pydantic import ValidationError
 from vitscale.config import Config, WatchdogSection
 from vitscale.errors import ExitStatus, RunDirectoryError
 from vitscale.ranks import Ranks
-from vitscale.train.beats import BEAT_BYTES, Beat, Part, beat_file, read_beat, verdict
+from vitscale.train import lock as lock_module
+from vitscale.train.beats import BEAT_BYTES, Beat, Part, all_asked, beat_file, read_beat, verdict
 from vitscale.train.lock import ProcessMark
 from vitscale.train.run_directory import RunDirectory
+from vitscale.train.stop import StopRequest
 from vitscale.train.watchdog import Watchdog
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
@@ -39,8 +45,8 @@ def directory(config):
     opened.close(ExitStatus.FINISHED, "", 0)
 
 
-def watch(directory, **limits):
-    return Watchdog(WatchdogSection(**{**LIMITS, **limits}), ALONE, directory).start()
+def watch(directory, stop=None, **limits):
+    return Watchdog(WatchdogSection(**{**LIMITS, **limits}), ALONE, directory, stop or StopRequest()).start()
 
 
 def in_child(fn, *args):
@@ -148,8 +154,100 @@ def test_a_run_that_moves_is_left_alone(directory):
     assert not directory.has_ended()
 
 
+def pass_through_a_section_without_limit(config, stderr):
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
+    watchdog = watch(RunDirectory.open(config, ALONE), start_s=0.5, validation_s=None)
+    time.sleep(3 * BEAT_S)
+    with watchdog.within(Part.VALIDATION):
+        time.sleep(1.5)
+    watchdog.close()
+    os._exit(0)
+
+
+def test_a_section_without_a_limit_has_no_stacks_dumped(config, tmp_path):
+    process = in_child(pass_through_a_section_without_limit, config, tmp_path / "stderr")
+    process.join(20)
+    assert process.exitcode == 0
+    assert not (tmp_path / "stderr").read_text()
+
+
+def start_in_cpp(config, port):
+    """A start that hears signals, and then hangs in C++."""
+    stop = StopRequest()
+    stop.install()
+    watch(RunDirectory.open(config, ALONE), stop, beat_s=20.0, answer_s=60.0)
+    torch.distributed.TCPStore("127.0.0.1", port).wait(["never"])
+
+
+@pytest.mark.fault(20)
+def test_a_start_that_is_preempted_before_it_can_stop_is_no_failure(config):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True)
+    for generation in (1, 2, 3):
+        process = in_child(start_in_cpp, config, store.port)
+        wait_for(lambda: read_beat(config.run.dir, 0, generation))  # noqa: B023
+        time.sleep(0.5)
+        assert not read_beat(config.run.dir, 0, generation).asked
+        os.kill(process.pid, signal.SIGTERM)
+        wait_for(lambda: all_asked(config.run.dir, generation), limit_s=5.0)  # noqa: B023
+        process.kill()
+        process.join()
+    RunDirectory.open(config, ALONE).close(ExitStatus.FINISHED, "", 0)
+    records = json.loads((config.run.dir / "starts.json").read_text())
+    assert [record["end"] for record in records[:3]] == 3 * [
+        {
+            "reason": "asked to stop, and killed before it could, last seen in its section start",
+            "step": 0,
+            "status": ExitStatus.RUN_AGAIN,
+        }
+    ]
+
+
+def wait_for(condition, limit_s=20.0):
+    deadline_s = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+class Stumbling:
+    """The alarm's path on a server that has lost its handle."""
+
+    looks = 0
+
+    def exists(self):
+        self.looks += 1
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+
+def test_a_server_that_stumbles_ends_no_watch(directory):
+    watchdog = watch(directory)
+    watchdog._alarm = alarm = Stumbling()
+    wait_for(lambda: alarm.looks > 1)
+    watchdog.enter(Part.STEP, 12)
+    wait_for(lambda: read_beat(directory.path, 0, directory.generation).step == 12)
+    watchdog.close()
+
+
+def test_a_lock_that_lives_by_its_beats_keeps_them_when_no_other_can_be_written(config, monkeypatch):
+    def no_flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_flock)
+    monkeypatch.setattr(lock_module, "SETTLE_S", 0.1)
+    directory = RunDirectory.open(config, ALONE)
+    watchdog = watch(directory)
+    with Path("/dev/full").open("wb", buffering=0) as full:
+        os.dup2(full.fileno(), watchdog._file.fileno())
+    lock = directory.path / "lock"
+    before_ns = lock.stat().st_mtime_ns
+    time.sleep(3 * BEAT_S)
+    wait_for(lambda: lock.stat().st_mtime_ns > before_ns + 1e9 * BEAT_S, limit_s=2.0)
+    watchdog.close()
+    directory.close(ExitStatus.FINISHED, "", 0)
+
+
 def test_sections_nest_and_an_error_leaves_them(directory):
-    watchdog = Watchdog(DEFAULTS, ALONE, directory)
+    watchdog = Watchdog(DEFAULTS, ALONE, directory, StopRequest())
     watchdog.enter(Part.STEP, 3)
     within = []
     with contextlib.suppress(KeyError), watchdog.within(Part.VALIDATION), watchdog.within(Part.DATA):
@@ -217,6 +315,21 @@ def test_a_beat_is_read_back_and_a_torn_one_is_none(tmp_path):
     for torn in (b"", written.encode()[:100], b"[]", b"{}", b"\xff"):
         file.write_bytes(torn)
         assert read_beat(tmp_path, 1, 3) is None
+
+
+def test_a_start_was_asked_to_stop_when_all_its_ranks_were(tmp_path):
+    """Launchers ask the others to stop when one rank dies, and kill them then."""
+    (tmp_path / "watchdog").mkdir()
+    assert not all_asked(tmp_path, 3)
+    for rank in (0, 1):
+        beat_file(tmp_path, rank).write_bytes(replace(beat(rank), asked=True).encode())
+    assert all_asked(tmp_path, 3)
+    assert not all_asked(tmp_path, 4)
+    beat_file(tmp_path, 2).write_bytes(replace(beat(2), asked=True, generation=2).encode())
+    assert all_asked(tmp_path, 3), "an older start's"
+    for rank in (1, 0):
+        beat_file(tmp_path, rank).write_bytes(beat(rank).encode())
+        assert not all_asked(tmp_path, 3), rank
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ _UNIVERSAL_NAMES = {MASTER: "fp32", **{key: key for key in MOMENTS}}
 Maker = Callable[[], Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
 Pieces = Mapping[str, Sequence["_Piece"]]
-Flats = Sequence[Sequence[StoredTensor]]
+Flats = Sequence[Mapping[int, StoredTensor]]
 """[rank][parameter group]."""
 _Found = tuple[dict[str, Maker], dict[str, dict[str, Maker]]]
 """Weights, and moments by their keys, of the parameters that the optimizer updates."""
@@ -86,6 +86,8 @@ def read_deepspeed(path: Path, unsafe: bool = False) -> Contents:
             f"{tag}: not laid out as DeepSpeed 0.19 does it ({type(error).__name__}: {one_line(error)}): "
             "it is damaged, or of another release"
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or tag}: cannot be read: {error.strerror or error}") from None
 
 
 class _Reader:
@@ -138,7 +140,7 @@ class _Reader:
                     f"{self._tag}: its partitions hold {found} of the {math.prod(shape)} elements of {name}: "
                     "its files are of several saves"
                 )
-        flats = [state["single_partition_of_fp32_groups"] for state in states]
+        flats = [dict(enumerate(state["single_partition_of_fp32_groups"])) for state in states]
         base = [state["base_optimizer_state"] for state in states]
         # A list of states where the checkpoint was to be elastic.
         adam = [state["state"] if isinstance(state, dict) else dict(enumerate(state)) for state in base]
@@ -148,7 +150,7 @@ class _Reader:
     def _stage_3(self, model: Any, shapes: Shapes) -> _Found:
         world_size = model["dp_world_size"]
         states = self._partitions(world_size)
-        flats = [state["fp32_flat_groups"] for state in states]
+        flats = [dict(enumerate(state["fp32_flat_groups"])) for state in states]
         pieces: dict[str, list[_Piece]] = {}
         for group, sub_group in enumerate(model["param_shapes"]):
             start = 0
@@ -224,8 +226,9 @@ def _listed(updates: set[int]) -> str:
 
 
 def _check_names(names: Iterable[Any]) -> None:
-    if odd := [name for name in names if not isinstance(name, str) or not name.isprintable()]:
-        raise ValueError(f"{odd[0]!r} is no name of a parameter")
+    for name in names:  # a universal checkpoint has a folder of each name
+        if not isinstance(name, str) or not name.isprintable() or "/" in name or name in {".", ".."}:
+            raise ValueError(f"{name!r} is no name of a parameter")
 
 
 def _stage_0(model: Any) -> dict[str, Maker]:
@@ -277,11 +280,14 @@ def _joined_moments(pieces: Pieces, adam: Sequence[Mapping[int, Any]], shapes: S
     if not all(adam) or not all(key in state for rank in adam for state in rank.values() for key in MOMENTS):
         return {}
     return {
-        key: _joined(pieces, [[rank[group][key] for group in sorted(rank)] for rank in adam], shapes) for key in MOMENTS
+        key: _joined(pieces, [{group: state[key] for group, state in rank.items()} for rank in adam], shapes)
+        for key in MOMENTS
     }
 
 
 def _join(pieces: Sequence[_Piece], flats: Flats, shape: tuple[int, ...]) -> Tensor:
+    if gaps := [(rank, group) for rank, group, *_ in pieces if group not in flats[rank]]:
+        raise ValueError(f"rank {gaps[0][0]} saved nothing of parameter group {gaps[0][1]}")
     runs = [flats[rank][group].run(start, numel) for rank, group, start, numel in pieces]
     return torch.cat(runs).float().view(shape)
 

@@ -35,9 +35,14 @@ def locate_tag(path: Path) -> Path:
 
     Raises:
         CheckpointError: there is none, `latest` names none, or nothing says which of several it is; or parts of the
-            model are spread over ranks in a way that is not read here.
+            model are spread over ranks in a way that is not read here; or the folder may not be read.
     """
-    tag = path if _is_tag(path) else _pointed(path)
+    try:
+        if not path.is_dir():
+            raise CheckpointError(f"{path}: {'is a file' if path.exists() else 'no such folder'}{_choice(path, [])}")
+        tag = path if _is_tag(path) else _pointed(path)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
     for name in sorted(entry.name for entry in tag.glob(_STATES)):
         for what, pattern in _FOREIGN_PARTS.items():
             if pattern.search(name):

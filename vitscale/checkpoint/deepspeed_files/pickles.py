@@ -114,8 +114,7 @@ def read_pickle(path: Path, unsafe: bool = False) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing: the save was cut off, or not all files were copied")
     try:
-        if bad := zipfile.ZipFile(path).testzip():  # torch and DeepSpeed do not look at the checksums
-            raise CheckpointError(f"{path}: damaged: {printable(bad)} is not what its CRC-32 says: copy the file anew")
+        _check(path)
         return _stored(_load(path, unsafe), path)
     except CheckpointError:
         raise
@@ -123,6 +122,18 @@ def read_pickle(path: Path, unsafe: bool = False) -> Any:
         raise CheckpointError(
             f"{path}: truncated or damaged, no readable torch checkpoint ({one_line(error)}): copy the file anew"
         ) from None
+
+
+def _check(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:  # a tensor is read from where it lies in the file
+                raise CheckpointError(
+                    f"{path}: {printable(entry.filename)} is compressed, which torch.save never does: copy the file "
+                    "anew from where it was saved"
+                )
+        if bad := archive.testzip():  # torch and DeepSpeed do not look at the checksums
+            raise CheckpointError(f"{path}: damaged: {printable(bad)} is not what its CRC-32 says: copy the file anew")
 
 
 def _load(path: Path, unsafe: bool) -> Any:
