@@ -94,6 +94,8 @@ class ChaosRun:
         self.lives: list[Life] = []
         self.dead: set[int] = set()
         """Process ids of all ranks that lived, each the head of a session of its own."""
+        self.ports: set[int] = set()
+        """Where they met."""
         self._config, self._run_dir, self._total_steps = config, run_dir, total_steps
         self._dice = random.Random(seed)
         self._same_topology = same_topology
@@ -179,6 +181,7 @@ class ChaosRun:
         arguments = ["train", str(self._config), *overrides, *allowed]
         with started_ranks(world_size, arguments, self._log_path(), (victim, life.phase, call)) as processes:
             self.dead |= {process.pid for process in processes}
+            self.ports.add(processes.port)
             if life.blow != "none":
                 if steps:
                     self._await_step(processes, life.expected_step + steps)
@@ -248,12 +251,19 @@ def send_to(processes: list, number: int) -> None:
             os.kill(process.pid, number)
 
 
+class Ranks(list):
+    """Processes by rank, and the port where they meet."""
+
+    port: int
+
+
 @contextlib.contextmanager
 def started_ranks(world_size: int, arguments: list[str], log: Path, fault: tuple[int, str, int]) -> Iterator[list]:
     """Ranks of `vitscale ARGUMENTS` in processes of their own, as torchrun starts them; none outlives the block."""
     context = forkserver_context()
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    processes = []
+    processes = Ranks()
+    processes.port = store.port
     try:
         for rank in range(world_size):
             environment = rank_environment(rank, world_size, store.port)

@@ -127,17 +127,17 @@ def oracle_losses(case, saved):
 
 
 @pytest.mark.parametrize(
-    "trained",  # places in the list of tags, counted from the layout's own
+    ("world_sizes", "trained"),  # places in the list of tags, counted from the layout's own
     [
-        # The layout's own, the next number of ranks, and one of another stage, number of ranks and accumulation.
-        pytest.param((0, 1, 7), marks=pytest.mark.timeout(600), id="some"),
-        pytest.param(range(len(LAYOUTS)), marks=[pytest.mark.slow, pytest.mark.timeout(2000)], id="all"),
+        # The layout's own, and one of another stage, number of ranks and accumulation.
+        pytest.param((1, 2, 3), (0, 7), marks=pytest.mark.timeout(600), id="some"),
+        pytest.param(WORLD_SIZES, range(len(LAYOUTS)), marks=[pytest.mark.slow, pytest.mark.timeout(2000)], id="all"),
     ],
 )
 @pytest.mark.fault(11, 12)
-def test_every_layouts_checkpoint_goes_on_in_every_other_layout(tmp_path, trained):
+def test_every_layouts_checkpoint_goes_on_in_every_other_layout(tmp_path, world_sizes, trained):
     saved, onward = {}, {}
-    for world_size in WORLD_SIZES:
+    for world_size in world_sizes:
         by_rank = run_distributed_test(_save_all, world_size, tmp_path)
         for layout, *outcomes in zip(at(world_size), *by_rank, strict=True):
             counts, states, logits, losses = zip(*outcomes, strict=True)
@@ -151,7 +151,7 @@ def test_every_layouts_checkpoint_goes_on_in_every_other_layout(tmp_path, traine
                 assert_exports(directory, manifest, logits[0])
     expected = {layout: oracle_losses(layout.case, tag) for layout, tag in saved.items()}
 
-    for world_size in WORLD_SIZES:
+    for world_size in world_sizes:
         by_rank = run_distributed_test(_load_all, world_size, tmp_path, saved, trained, timeout_s=1000)
         for source, layout in by_rank[0]:
             case = f"{source} -> {layout}"

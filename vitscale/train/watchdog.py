@@ -166,14 +166,6 @@ class Watchdog:
                 self._directory.beat()
             if over or self._alarm_is_raised():
                 self._end(over)
-            # Should a library hold the interpreter's lock for ever, this thread stands still as well; a thread of
-            # faulthandler, which needs no such lock, at least dumps the stacks to the log.
-            limit_s = self._limits_s[self._seen[0]]
-            if limit_s is not None:
-                faulthandler.dump_traceback_later(limit_s + 2 * self._beat_s, file=_STDERR)
-            else:
-                faulthandler.cancel_dump_traceback_later()
-        faulthandler.cancel_dump_traceback_later()
 
     def _pause(self) -> bool:
         """Wait for the next beat, which comes early once the run is asked to stop; whether to go on watching."""

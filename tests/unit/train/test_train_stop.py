@@ -100,9 +100,10 @@ def hanging(shielded):
     """A process whose main thread waits in C++, where no handler of Python's runs."""
     context = multiprocessing.get_context("fork")
     pipe, other = context.Pipe()
-    process = context.Process(target=hang, args=(other, shielded))
+    process = context.Process(target=hang, args=(other, shielded), daemon=True)
     process.start()
     try:
+        assert pipe.poll(20)
         assert pipe.recv() == "hangs"
         time.sleep(0.3)
         yield process, pipe
@@ -115,6 +116,7 @@ def hanging(shielded):
 def test_a_second_interrupt_ends_a_process_that_hangs_in_cpp():
     with hanging(shielded=False) as (process, pipe):
         os.kill(process.pid, signal.SIGINT)
+        assert pipe.poll(20)
         assert pipe.recv() == ("received SIGINT", True), "the handler has not run, which would set the default"
         os.kill(process.pid, signal.SIGINT)
         process.join(20)

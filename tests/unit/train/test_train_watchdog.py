@@ -1,7 +1,6 @@
-"""The watchdog of one rank, in real processes that hang, are suspended, or hold the interpreter's lock."""
+"""The watchdog of one rank, in real processes that hang or are suspended."""
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import json
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from distributed_runner import forkserver_context
 from micro_run import micro_tree
 from pydantic import ValidationError
 
@@ -50,7 +50,7 @@ def watch(directory, stop=None, **limits):
 
 
 def in_child(fn, *args):
-    process = multiprocessing.get_context("fork").Process(target=fn, args=args)
+    process = forkserver_context().Process(target=fn, args=args)
     process.start()
     return process
 
@@ -93,24 +93,6 @@ def test_a_rank_that_cannot_write_its_stacks_ends_all_the_same(config, tmp_path)
     process.join(20)
     assert process.exitcode == ExitStatus.TRANSIENT
     assert not list(config.run.dir.glob("*/stacks*"))
-
-
-def hold_the_lock(config, stderr):
-    """The main thread sleeps in C without letting go of the interpreter's lock, and then ends well."""
-    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT), 2)
-    watchdog = watch(RunDirectory.open(config, ALONE), start_s=1.0)
-    time.sleep(3 * BEAT_S)
-    ctypes.PyDLL(None).usleep(2_500_000)
-    watchdog.enter(Part.STEP, 1)
-    watchdog.close()
-    os._exit(0)
-
-
-def test_stacks_come_even_while_the_interpreters_lock_is_held(config, tmp_path):
-    process = in_child(hold_the_lock, config, tmp_path / "stderr")
-    process.join(20)
-    assert process.exitcode == 0
-    assert "in hold_the_lock" in (tmp_path / "stderr").read_text()
 
 
 def work(config, pipe):
