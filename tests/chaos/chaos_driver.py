@@ -294,6 +294,19 @@ def _run_rank(
     main(arguments)
 
 
+_DEADLY = {
+    "copied": (Snapshot, "take", True),
+    "file written": (Snapshot, "write", True),
+    "record left": (saving_module, "leave_record", True),
+    "records collected": (saving_module, "collect_records", True),
+    "index written": (saving_module, "write_index", True),
+    "manifest written": (store_module, "write_manifest", True),
+    "renamed": (store_module, "replace_file", False),
+    "pruning": (CheckpointStore, "prune", False),
+}
+"""Phase of a save -> the call in which a rank dies, and whether when it is done."""
+
+
 def _arm(phase: str, call: int) -> None:
     """Have this rank kill itself in a phase of its `call`-th save, or read a clock that goes back."""
     seen = 0
@@ -323,30 +336,15 @@ def _arm(phase: str, call: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     real_write = Snapshot.write
-    match phase:
-        case "copied":
-            die_in(Snapshot, "take", after=True)
-        case "half a file":
-            Snapshot.write = write_half
-        case "file written":
-            die_in(Snapshot, "write", after=True)
-        case "record left":
-            die_in(saving_module, "leave_record", after=True)
-        case "records collected":
-            die_in(saving_module, "collect_records", after=True)
-        case "index written":
-            die_in(saving_module, "write_index", after=True)
-        case "manifest written":
-            die_in(store_module, "write_manifest", after=True)
-        case "renamed":
-            die_in(store_module, "replace_file", after=False)
-        case "pruning":
-            die_in(CheckpointStore, "prune", after=False)
-        case "clock set back":
-            hours = itertools.count()
-            time.time = lambda: 1e9 - 3600.0 * next(hours)
-        case _:
-            raise AssertionError(phase)
+    if phase in _DEADLY:
+        holder, name, after = _DEADLY[phase]
+        die_in(holder, name, after=after)
+    elif phase == "half a file":
+        Snapshot.write = write_half
+    else:
+        assert phase == CLOCK_SET_BACK, phase
+        hours = itertools.count()
+        time.time = lambda: 1e9 - 3600.0 * next(hours)
 
 
 def damage_checkpoints(store: CheckpointStore, damage: str, dice: random.Random) -> None:

@@ -30,7 +30,7 @@ from vitscale.engine import TrainEngine
 from vitscale.errors import CheckpointError, VitscaleError
 from vitscale.ranks import Ranks
 from vitscale.train.run_directory import RunDirectory, library_versions
-from vitscale.train.together import as_one, on_main, wait_while
+from vitscale.train.together import as_one, on_main, raise_first, wait_while
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +105,7 @@ class Saver:
         wait_while(self.ranks, self._still_writing)
         failures = self.ranks.gather_objects(self._outcome())
         self.task.abandoned.clear()
-        if told := [text for text in (*failures[1:], failures[0]) if text]:  # rank 0's is a consequence
-            raise as_one(self.ranks, CheckpointError(told[0]))
+        raise_first(self.ranks, [*failures[1:], failures[0]])  # rank 0's is a consequence
 
     def close(self, *, finished: bool) -> None:
         """Give a save and an upload under way a last chance, the last upload of a finished run a long one. Not
@@ -179,8 +178,7 @@ class Saver:
             read_fragments(self.engine.fragments(), directory, manifest)
         except CheckpointError as error:
             fault = str(error)
-        if told := [text for text in self.ranks.gather_objects(fault) if text]:
-            raise as_one(self.ranks, CheckpointError(told[0]))
+        raise_first(self.ranks, self.ranks.gather_objects(fault))
         self.engine.state_loaded(manifest.optimizer_steps)
         log.info("goes on from %s", directory)
         return Progress(manifest.step, dict(manifest.metrics), dict(manifest.course)), manifest.cursor

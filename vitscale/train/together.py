@@ -1,11 +1,11 @@
 """Doing on rank 0 what only one may do, so that every rank learns how it went."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vitscale.checkpoint import BackgroundTask
-from vitscale.errors import VitscaleError
+from vitscale.errors import CheckpointError, VitscaleError
 from vitscale.ranks import Ranks
 
 T = TypeVar("T")
@@ -41,6 +41,12 @@ def wait_while(ranks: Ranks, busy: Callable[[], bool]) -> None:
     while ranks.any(busy()):
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, _LONGEST_LOOK_S)
+
+
+def raise_first(ranks: Ranks, faults: Sequence[str]) -> None:
+    """Raise the first that is not empty as a `CheckpointError` of all ranks, each of which gives the same faults."""
+    if fault := next(filter(None, faults), ""):
+        raise as_one(ranks, CheckpointError(fault))
 
 
 def as_one(ranks: Ranks, error: VitscaleError) -> VitscaleError:
