@@ -29,6 +29,8 @@ ENDING_S = 60.0
 """After the harm, for all ranks to end (fault 1)."""
 LIFE_S = 240.0
 SAVED_EVERY = 3
+STEPS_TO_A_SAVE = 2 * SAVED_EVERY + 2
+"""After so many steps from any start one was saved, and committed beside the next ones."""
 TOPOLOGIES = ((1, 0), (1, 3), (2, 1), (2, 2), (2, 3), (3, 2), (4, 1), (4, 3))
 """(ranks, ZeRO stage), among which a changing run changes."""
 
@@ -143,6 +145,8 @@ class ChaosRun:
             damage = self._dice.choice(DAMAGES)
             damage_checkpoints(self._store, damage, self._dice)
         topology = (2, 2) if self._same_topology else self._dice.choice(TOPOLOGIES)
+        # A third fruitless life in a row would be fenced, and near the end only the end saves.
+        peace = peace or (self._fruitless >= 2 and self._expected_step() + STEPS_TO_A_SAVE >= self._total_steps)
         blow = "none" if peace else self._dice.choice(BLOWS)
         if topology[0] == 1 and blow == "stop one":
             blow = "kill one"  # nobody would notice
@@ -171,7 +175,7 @@ class ChaosRun:
         if life.phase and SAVE_PHASES.index(life.phase) >= SAVE_PHASES.index("records collected"):
             victim = 0
         # A life that is cut before its first save adds nothing; after two of them the next is let come further.
-        steps = self._dice.randint(0, 3 * SAVED_EVERY) if self._fruitless < 2 else 2 * SAVED_EVERY + 2
+        steps = self._dice.randint(0, 3 * SAVED_EVERY) if self._fruitless < 2 else STEPS_TO_A_SAVE
         if life.phase:
             steps = self._total_steps  # or until it has killed itself
         at_start = steps == 0 and life.blow != "none"
@@ -187,7 +191,7 @@ class ChaosRun:
                     self._await_step(processes, life.expected_step + steps)
                 time.sleep(delay_s)
             began_s = time.monotonic()
-            self._strike(life, processes, victim)
+            self._strike(life, processes, victim, at_start=at_start)
             if at_start and not all(process.is_alive() for process in processes):
                 send_to(processes, signal.SIGKILL)  # as a launcher does: who waits for a rank to come waits long
             deadline_s = time.monotonic() + (ENDING_S if life.blow != "none" else LIFE_S)
@@ -212,7 +216,7 @@ class ChaosRun:
             assert time.monotonic() < deadline_s, f"no step {goal}\n{self.story()}"
             time.sleep(0.02)
 
-    def _strike(self, life: Life, processes: list, victim: int) -> None:
+    def _strike(self, life: Life, processes: list, victim: int, *, at_start: bool) -> None:
         if life.blow == "kill one":
             send_to([processes[victim]], signal.SIGKILL)
             processes[victim].join()
@@ -224,11 +228,13 @@ class ChaosRun:
         elif life.blow == "stop one":
             send_to([processes[victim]], signal.SIGSTOP)
             others = [process for process in processes if process is not processes[victim]]
-            deadline_s = time.monotonic() + ENDING_S
+            # Before the first step the others' patience is that of watchdog.start_s, or of the process group.
+            deadline_s = time.monotonic() + (0.0 if at_start else ENDING_S)
             for process in others:
                 process.join(max(0.0, deadline_s - time.monotonic()))
-            hanging = any(process.is_alive() for process in others)
+            hanging = not at_start and any(process.is_alive() for process in others)
             send_to([processes[victim]], signal.SIGKILL)  # as a launcher does
+            processes[victim].join()
             assert not hanging, f"the others hang\n{self.story()}"
 
     def _check_start(self, life: Life, *, at_start: bool) -> None:
