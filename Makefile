@@ -15,10 +15,10 @@ help:
 	@echo "make test    lint, types, architecture contracts and all tests"
 	@echo "make clean   remove .venv, the demo's runs, caches and build leftovers"
 
-demo: $(VENV)/.installed-demo
+demo: $(VENV)/.installed-demo $(VENV)/.built-collective
 	@$(IN_VENV) python launch/demo.py
 
-test: $(VENV)/.installed-test
+test: $(VENV)/.installed-test $(VENV)/.built-collective
 	$(IN_VENV) ruff check
 	$(IN_VENV) ruff format --check
 	$(IN_VENV) mypy
@@ -39,6 +39,10 @@ $(VENV)/.installed-%: $(VENV)/.installed-deepspeed pyproject.toml
 $(VENV)/.installed-deepspeed: $(VENV)/.installed-torch
 	@echo "installing DeepSpeed"
 	@$(PIP) --no-build-isolation deepspeed
+	@touch $@
+
+# Needs DeepSpeed alone: with `make --jobs=2` it is compiled while the rest is installed.
+$(VENV)/.built-collective: $(VENV)/.installed-deepspeed
 	@rm -rf $(VENV)/torch_extensions  # with the lock of a build that was cut off
 	@$(VENV)/bin/python -c "import sys, torch; sys.exit(torch.cuda.is_available())" || exit 0; \
 	echo "compiling DeepSpeed's collective for CPUs (a minute)"; \

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -24,8 +25,8 @@ import psutil
 
 from vitscale.errors import EXIT_FILE_VARIABLE, STOP_SIGNALS
 
-# A launcher gives both to each of its ranks.
-RANK_VARIABLES = {"RANK", "LOCAL_RANK"}
+# What a launcher gives to each of its ranks: torchrun and deepspeed, Open MPI, MPICH and Intel MPI.
+RANK_MARKS = ({"RANK", "LOCAL_RANK"}, {"OMPI_COMM_WORLD_RANK"}, {"PMI_RANK", "MPI_LOCALRANKID"})
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -42,14 +43,19 @@ def main(command: Sequence[str]) -> None:
         sys.exit(run(command, exit_file))
 
 
-def run(command: Sequence[str], exit_file: Path) -> int:
+def run(command: Sequence[str], exit_file: Path, patience_s: float = 0.0) -> int:
     """Run the launcher to its end; the status that rank 0 wrote to `exit_file`, else the launcher's own.
+
+    Args:
+        command: the launcher and its arguments.
+        exit_file: not there yet.
+        patience_s: how long to wait for that file where the launcher was signalled and left its ranks behind.
 
     Raises:
         click.ClickException: the launcher is not there.
     """
-    # Ranks are known by these two variables, so a launcher must not inherit them from a task or a notebook around it.
-    inherited = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    # Ranks are known by these variables, so a launcher must not inherit them from a task or a notebook around it.
+    inherited = {name: value for name, value in os.environ.items() if name not in set().union(*RANK_MARKS)}
     try:
         launcher = subprocess.Popen(
             command,
@@ -62,28 +68,32 @@ def run(command: Sequence[str], exit_file: Path) -> int:
         missing.exit_code = 2
         raise missing from None
 
+    asked_s: list[float] = []
+
     def forward(signum: int, frame: FrameType | None) -> None:
+        asked_s.append(time.monotonic())
         ranks = find_ranks(launcher.pid)
         for rank in ranks:
             with contextlib.suppress(psutil.NoSuchProcess):
                 rank.send_signal(signum)
-        if not ranks:  # nothing to save yet
+        if not ranks:  # nothing to save yet, or they are on other machines, where the launcher has to reach them
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(launcher.pid, signal.SIGTERM)
 
     for signum in STOP_SIGNALS:
         signal.signal(signum, forward)
     launcher.wait()
-    status = _written_status(exit_file)
+    while (status := _written_status(exit_file)) is None and asked_s and time.monotonic() < asked_s[0] + patience_s:
+        time.sleep(0.2)
     if status is None:
         status = launcher.returncode if launcher.returncode >= 0 else 128 - launcher.returncode
     return status
 
 
 def find_ranks(launcher: int) -> list[psutil.Process]:
-    """Training processes below the launcher: the outermost ones that have RANK and LOCAL_RANK.
+    """Training processes below the launcher: the outermost ones that have a rank's variables.
 
-    Their loader workers inherit both variables, so what lies below a rank is none.
+    Their loader workers inherit them, so what lies below a rank is none.
     """
     try:
         below = psutil.Process(launcher).children(recursive=True)
@@ -95,9 +105,10 @@ def find_ranks(launcher: int) -> list[psutil.Process]:
 
 def _is_marked(process: psutil.Process) -> bool:
     try:
-        return process.environ().keys() >= RANK_VARIABLES
+        names = process.environ().keys()
     except psutil.Error:  # it ended meanwhile
         return False
+    return any(names >= mark for mark in RANK_MARKS)
 
 
 def _parent(process: psutil.Process) -> int:
@@ -110,7 +121,7 @@ def _parent(process: psutil.Process) -> int:
 def _written_status(exit_file: Path) -> int | None:
     try:
         return int(json.loads(exit_file.read_text(encoding="utf-8"))["status"])
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # not yet, or not yet whole
         return None
 
 

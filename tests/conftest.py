@@ -1,8 +1,6 @@
 """Fixtures that many tests share."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -11,7 +9,8 @@ import hypothesis
 import pytest
 import torch
 import yaml
-from micro_run import REPOSITORY, micro_tree, write_class_tars
+from builder_command import succeeded, vitscale_data
+from micro_run import micro_tree, write_class_tars
 
 from vitscale.config.cache import CACHE_VARIABLE
 
@@ -33,8 +32,7 @@ def digits_dataset(tmp_path_factory) -> Path:
     """A dataset of 120 digits of three classes with the splits train and val, built by the real command."""
     source, out = tmp_path_factory.mktemp("class-tars"), tmp_path_factory.mktemp("digits") / "dataset"
     write_class_tars(source)
-    command = [sys.executable, "-m", "data_tools", "build", "--source", "class-tars", str(source), "--out", str(out)]
-    subprocess.run([*command, "--val-fraction", "0.2"], check=True, cwd=REPOSITORY, capture_output=True)
+    succeeded(vitscale_data("build", "--source", "class-tars", source, "--out", out, "--val-fraction", 0.2))
     return out
 
 

@@ -1,6 +1,7 @@
 """The one way to test distributed code: a function run by several ranks that talk over gloo."""
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -15,8 +16,21 @@ import pytest
 import torch
 import torch.distributed as dist
 
-# A fork server imports these once a session; a rank forked from it starts in milliseconds.
-PRELOAD = ["pytest", "hypothesis", "torch", "deepspeed", "vitscale.train"]
+# A fork server imports these once a session; a rank forked from it starts in milliseconds. All that a rank would import
+# itself counts: DeepSpeed's Muon brings in torch's compiler, which takes longer than to train some steps.
+PRELOAD = [
+    "pytest",
+    "hypothesis",
+    "torch",
+    "deepspeed",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.op_builder.all_ops",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "sklearn.datasets",
+    "tensorboard.backend.event_processing.event_accumulator",
+    "torch.utils.cpp_extension",
+    "vitscale.train.run",
+]
 # Once a rank has failed, the others get this long to end by themselves and tell their errors.
 GRACE_S = 10.0
 
@@ -84,6 +98,7 @@ def forkserver_context():
 
 def _run_rank(rank, world_size, call, init, environment, writer):
     os.setsid()  # the rank and its loader workers can be killed as one group
+    gc.freeze()  # DeepSpeed collects garbage at stage 3, and what the server imported is none
     os.environ.update(environment)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     torch.set_num_threads(1)

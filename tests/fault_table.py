@@ -47,7 +47,6 @@ FAULTS: dict[int, tuple[str, str]] = {
     35: ("TensorBoard's directory cannot be written, clock set back", "told once; training goes on"),
     36: ("config changed against the run directory's", "refused with the keys, unless allowed"),
 }  # fmt: skip
-ELSEWHERE = {21: "the part on Slurm is to come", 22: "the part on Slurm is to come"}
 
 
 def tests_by_fault() -> dict[int, list[str]]:
@@ -72,7 +71,7 @@ def table() -> str:
     lines = ["| # | fault | what happens | tests |", "|--:|---|---|---|"]
     known = tests_by_fault()
     for number, (fault, expected) in FAULTS.items():
-        tests = "<br>".join(f"`{name}`" for name in known.get(number, ())) or ELSEWHERE.get(number, "none")
+        tests = "<br>".join(f"`{name}`" for name in known[number])
         lines.append(f"| {number} | {fault} | {expected} | {tests} |")
     return "\n".join(lines)
 

@@ -29,7 +29,7 @@ def write_class_tars(folder: Path) -> None:
 
 
 def micro_tree(dataset: Path, run_dir: Path) -> dict:
-    """The micro config as plain values: 12 steps of 8 images, saved every 5, everything recorded."""
+    """The micro config as plain values: 12 steps of 8 images, saved every 5, everything recorded but pictures."""
     return {
         "run": {"dir": str(run_dir)},
         "model": {
@@ -46,5 +46,5 @@ def micro_tree(dataset: Path, run_dir: Path) -> dict:
         "engine": {"zero_stage": 2, "precision": "fp32", "activation_checkpointing": "full"},
         "checkpoint": {"every_steps": 5},
         "eval": {"micro_batch": 7},
-        "log": {"every_steps": 1, "samples": True},
+        "log": {"every_steps": 1, "samples": True, "pictures": 0},
     }  # fmt: skip

@@ -15,7 +15,7 @@ _PUBLIC = {
     "load_pretrained": "vitscale.checkpoint",
     "read_portable": "vitscale.checkpoint",
     "write_portable": "vitscale.checkpoint",
-    "run_training": "vitscale.train",
+    "run_training": "vitscale.train.run",
 }
 
 __all__ = list(_PUBLIC)

@@ -27,7 +27,7 @@ def write_config(folder: Path, dataset: Path, *, dropout: bool) -> Path:
     tree = micro_tree(dataset, folder / "run")
     tree["schedule"]["length"] = TOTAL_STEPS
     tree["checkpoint"] = {"every_steps": SAVED_EVERY, "keep_last": 3}
-    tree["batch"] = {"global_batch": 24, "micro_batch": 2}
+    tree["batch"] = {"global_batch": 24, "micro_batch": 6 if dropout else 2}  # 2 divides the share of 3 ranks and of 4
     tree["watchdog"] = {"step_s": 10, "data_s": 9, "save_s": 30, "beat_s": 0.5, "answer_s": 2}
     if not dropout:  # its masks depend on the ranks, and a high rate makes rounding in another order grow
         tree["model"] |= {"drop_rate": 0.0, "drop_path_rate": 0.0}

@@ -1,4 +1,4 @@
-"""Every YAML under configs/ is a run that can be loaded and planned, or a part of one."""
+"""Every YAML under configs/ is a run that can be loaded and planned, a part of one, or a cluster's defaults."""
 
 from pathlib import Path
 
@@ -6,17 +6,17 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from job_request import draw_request
 
 from vitscale.cli.plan import command as plan
 from vitscale.config import load_config
 from vitscale.config.load import BASE_KEY
-from vitscale.train import build_model
+from vitscale.train.build import build_model
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-
-
-RUNS = [path for path in FILES if path.parent.name != "parts"]
+CLUSTERS = [path for path in FILES if path.parent.name == "cluster"]
+RUNS = [path for path in FILES if path.parent.name != "parts" and path not in CLUSTERS]
 
 
 def bases(path):
@@ -39,7 +39,14 @@ def test_the_configs_the_documentation_names_are_here():
 
 
 def test_every_part_is_part_of_a_run():
-    assert {path.resolve() for path in FILES if path not in RUNS} <= set().union(*map(bases, FILES))
+    parts = {path.resolve() for path in FILES if path.parent.name == "parts"}
+    assert parts <= set().union(*map(bases, FILES))
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=name)
+def test_a_clusters_defaults_make_a_request(path, tmp_path):
+    request = draw_request({"nodes": "2"}, path.stem, site_file=tmp_path / "none")
+    assert request.ranks_per_node == request.gpus_per_node > 1
 
 
 @pytest.mark.parametrize("path", RUNS, ids=name)

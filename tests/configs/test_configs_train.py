@@ -2,24 +2,23 @@
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
+from builder_command import succeeded, vitscale_data
 from distributed_runner import run_distributed_test
 from micro_run import REPOSITORY
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from vitscale import ranks as process_group
 from vitscale.checkpoint import export_model
 from vitscale.config import load_config
 from vitscale.errors import ExitStatus
-from vitscale.train import run_training
+from vitscale.ranks import groups as process_group
+from vitscale.train.run import run_training
 
 CONFIGS = REPOSITORY / "configs"
 RECIPES = sorted(path for folder in ("in21k", "finetune") for path in (CONFIGS / folder).glob("*.yaml"))
@@ -48,8 +47,7 @@ def dogs(tmp_path_factory) -> Path:
                 member.size = content.tell()
                 content.seek(0)
                 tar.addfile(member, content)
-    command = [sys.executable, "-m", "data_tools", "build", "--source", "class-tars", str(source), "--out", str(out)]
-    subprocess.run([*command, "--val-fraction", "0.2"], check=True, cwd=REPOSITORY, capture_output=True)
+    succeeded(vitscale_data("build", "--source", "class-tars", source, "--out", out, "--val-fraction", 0.2))
     return out
 
 

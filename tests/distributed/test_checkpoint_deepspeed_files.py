@@ -29,7 +29,8 @@ from vitscale.config import load_config
 from vitscale.engine import MASTER
 from vitscale.engine.zero_state import zero_flats, zero_fragments
 from vitscale.errors import VitscaleError
-from vitscale.train import adopt_deepspeed, run_training
+from vitscale.train.adoption import adopt_deepspeed
+from vitscale.train.run import run_training
 from vitscale.train.saving import Saver
 
 MODEL = Hints("vit_tiny_patch16_224", {"num_heads": 2, "patch_size": 8, "img_size": 16, "embed_dim": 32, "depth": 2})

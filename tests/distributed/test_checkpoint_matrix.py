@@ -1,4 +1,4 @@
-"""Every layout's checkpoint into every other layout: the state bitwise, then ten losses against an oracle's.
+"""Every layout's checkpoint into every other layout: the state bitwise, then losses against an oracle's.
 
 A layout is an engine, a ZeRO stage and a number of ranks; accumulation changes with both. The losses at the layout
 that saved are those of the run that was never interrupted, bitwise.
@@ -16,8 +16,8 @@ from vitscale.checkpoint import Manifest, read_fragments, record_file, stored_we
 from vitscale.config import AverageSection, OptimSection
 
 WORLD_SIZES = (1, 2, 3, 4)
-BEFORE, AFTER = range(4), range(4, 14)
-"""Steps up to the save, and beyond."""
+BEFORE = range(4)
+"""Steps up to the save."""
 AVERAGED = AverageSection(decay=0.9, every_steps=2)
 CASES = {
     "adamw": {"optim": ADAMW},
@@ -79,18 +79,18 @@ def at(world_size):
     return [layout for layout in LAYOUTS if layout.world_size == world_size]
 
 
-def _save_all(rank, world_size, folder):
+def _save_all(rank, world_size, folder, after):
     found = []
     for layout in at(world_size):
         engine = layout.build(rank)
         layout.losses(engine, BEFORE, rank)
         steps = save(engine, folder / layout.folder, rank)
         logits = engine.predict(next(micro_batches(0, 0, 1))[0])
-        found.append((steps, state_of(engine), logits, layout.losses(engine, AFTER, rank)))
+        found.append((steps, state_of(engine), logits, layout.losses(engine, after, rank)))
     return found
 
 
-def _load_all(rank, world_size, folder, saved, trained):
+def _load_all(rank, world_size, folder, saved, trained, after):
     """By (from, to): how many elements of each value this rank was given and writes, and its losses if it goes on."""
     found = {}
     for layout in at(world_size):
@@ -101,7 +101,7 @@ def _load_all(rank, world_size, folder, saved, trained):
             read_fragments(engine.fragments(), folder / source.folder, saved[source].manifest)
             engine.state_loaded(len(BEFORE))
             counted = _compare(engine, saved[source].state)
-            losses = layout.losses(engine, AFTER, rank) if shift in trained else None
+            losses = layout.losses(engine, after, rank) if shift in trained else None
             found[source, layout] = counted, losses
     return found
 
@@ -116,29 +116,32 @@ def _compare(engine, state):
     return counted
 
 
-def oracle_losses(case, saved):
+def oracle_losses(case, saved, after):
     """Of one process with plain fp32 torch, whose state was never on a disk."""
     engine = build("torch", 0, 0, 1, **{**CASES[case], "precision": "fp32"})
     for fragment in engine.fragments():
         for key, value in fragment.values.items():
             value.copy_(saved.state[fragment.name, key])
     engine.state_loaded(len(BEFORE))
-    return [loss for loss, _ in train(engine, AFTER, 0, 1)]
+    return [loss for loss, _ in train(engine, after, 0, 1)]
 
 
 @pytest.mark.parametrize(
-    ("world_sizes", "trained"),  # places in the list of tags, counted from the layout's own
+    ("world_sizes", "trained", "steps"),  # places in the list of tags, counted from the layout's own; steps after each
     [
         # The layout's own, and one of another stage, number of ranks and accumulation.
-        pytest.param((1, 2, 3), (0, 7), marks=pytest.mark.timeout(600), id="some"),
-        pytest.param(WORLD_SIZES, range(len(LAYOUTS)), marks=[pytest.mark.slow, pytest.mark.timeout(2000)], id="all"),
+        pytest.param((1, 2, 3), (0, 7), 4, marks=pytest.mark.timeout(600), id="some"),
+        pytest.param(
+            WORLD_SIZES, range(len(LAYOUTS)), 10, marks=[pytest.mark.slow, pytest.mark.timeout(2000)], id="all"
+        ),
     ],
 )
 @pytest.mark.fault(11, 12)
-def test_every_layouts_checkpoint_goes_on_in_every_other_layout(tmp_path, world_sizes, trained):
+def test_every_layouts_checkpoint_goes_on_in_every_other_layout(tmp_path, world_sizes, trained, steps):
+    after = range(len(BEFORE), len(BEFORE) + steps)
     saved, onward = {}, {}
     for world_size in world_sizes:
-        by_rank = run_distributed_test(_save_all, world_size, tmp_path)
+        by_rank = run_distributed_test(_save_all, world_size, tmp_path, after)
         for layout, *outcomes in zip(at(world_size), *by_rank, strict=True):
             counts, states, logits, losses = zip(*outcomes, strict=True)
             assert set(counts) == {len(BEFORE)}
@@ -149,10 +152,10 @@ def test_every_layouts_checkpoint_goes_on_in_every_other_layout(tmp_path, world_
             onward[layout] = losses
             if layout.case == "adamw":
                 assert_exports(directory, manifest, logits[0])
-    expected = {layout: oracle_losses(layout.case, tag) for layout, tag in saved.items()}
+    expected = {layout: oracle_losses(layout.case, tag, after) for layout, tag in saved.items()}
 
     for world_size in world_sizes:
-        by_rank = run_distributed_test(_load_all, world_size, tmp_path, saved, trained, timeout_s=1000)
+        by_rank = run_distributed_test(_load_all, world_size, tmp_path, saved, trained, after, timeout_s=1000)
         for source, layout in by_rank[0]:
             case = f"{source} -> {layout}"
             counts, losses = zip(*(found[source, layout] for found in by_rank), strict=True)

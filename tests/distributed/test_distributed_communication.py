@@ -13,7 +13,7 @@ from vitscale.config import BatchSplit, EngineSection
 from vitscale.engine import MASTER, create_engine, record_communication
 from vitscale.losses import classification_loss
 from vitscale.optim import parameter_groups
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 
 WAYS = {
     "stage 1": {"zero_stage": 1},

@@ -86,7 +86,6 @@ def _batches(count):
 
 
 def _measure(rank, world_size, cases):
-    gc.freeze()  # what the imports made need not be searched at every phase
     return [_phases(case, rank, world_size) for case in cases]
 
 

@@ -15,7 +15,7 @@ from distributed_runner import run_distributed_test
 from micro_run import REPOSITORY, write_class_tars
 
 from vitscale.config import load_config
-from vitscale.train import run_training
+from vitscale.train.run import run_training
 
 GOLDEN = REPOSITORY / "tests/golden/losses"
 # Two orders of summation drift apart by 2e-6 in 50 steps of AdamW, and by 1e-3 in as many of Adafactor.

@@ -58,6 +58,8 @@ def test_the_same_arguments_train_under_every_launcher(micro_config, tmp_path, l
     assert json.loads((run_dir / "environment.json").read_text())["versions"]["deepspeed"]
 
 
+# What the ranks do is the same whatever computes the steps, and this starts sooner.
+QUICK = "engine={kind: torch, precision: fp32}"
 CASES = {
     "torchrun-TERM": (TORCHRUN, signal.SIGTERM, "received SIGTERM", None),
     "torchrun-KILL": (TORCHRUN, signal.SIGKILL, "is gone", None),
@@ -77,12 +79,17 @@ def _target(case: str, pid: int) -> psutil.Process:
     return next(p for p in command.children(recursive=True) if "deepspeed.launcher.launch" in p.cmdline())
 
 
-@pytest.mark.parametrize("case", CASES)
+# launch.py-KILL shows ranks whose launcher was killed, torchrun-USR2 those whose torchrun is gone, and
+# test_launch_forward_signals that the wrapper hands each signal on.
+SLOW = {"torchrun-KILL", "forwarded-TERM"}
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in CASES])
 @pytest.mark.fault(16, 17)
 def test_a_stopped_or_lost_launcher_leaves_a_checkpoint_and_no_process(micro_config, tmp_path, case):
     launcher, number, reason, status = CASES[case]
     run_dir = tmp_path / "run"
-    command = [*launcher, "train", str(micro_config), *ENDLESS]
+    command = [*launcher, "train", str(micro_config), *ENDLESS, QUICK]
     with subprocess.Popen(command, env=ENVIRONMENT, cwd=REPOSITORY, start_new_session=True) as process:
         try:
             wait_for(lambda: len(steps(run_dir)) >= 3)

@@ -13,11 +13,11 @@ from vitscale.checkpoint import CheckpointStore, export_model, stored_weights
 from vitscale.config import load_config
 from vitscale.engine import AVERAGE, MASTER
 from vitscale.errors import DivergenceError, ExitStatus
-from vitscale.train import run_training
 from vitscale.train.course import Detour, read_detours
 from vitscale.train.feed import Feed
 from vitscale.train.ledger import read_ledger
 from vitscale.train.loop import Trainer
+from vitscale.train.run import run_training
 
 IMAGES_A_STEP = 8
 

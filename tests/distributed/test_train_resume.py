@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vitscale.checkpoint import CheckpointStore, Snapshot
 from vitscale.config import load_config
 from vitscale.errors import CheckpointError, DivergenceError, ExitStatus, RunDirectoryError
-from vitscale.train import run_training
 from vitscale.train.ledger import read_ledger
+from vitscale.train.run import run_training
 
 STOPPED_RANK = 1
 

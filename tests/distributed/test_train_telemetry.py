@@ -21,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from vitscale.config import load_config
 from vitscale.errors import ExitStatus
 from vitscale.telemetry import tags
-from vitscale.train import run_training
 from vitscale.train.feed import Feed
 from vitscale.train.pictures import attention_maps, recorded
+from vitscale.train.run import run_training
 
 SLOW_RANK, DELAY_S = 1, 0.25
 STEPS = 6

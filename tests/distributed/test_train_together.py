@@ -6,11 +6,12 @@ import time
 import pytest
 from distributed_runner import run_distributed_test
 
-from vitscale import ranks as process_group
 from vitscale.config import load_config
 from vitscale.errors import CheckpointError, ConfigError, ShardError
-from vitscale.train import run_training, saving
+from vitscale.ranks import groups as process_group
+from vitscale.train import saving
 from vitscale.train.feed import Feed
+from vitscale.train.run import run_training
 from vitscale.train.together import on_main
 
 LIMIT_S = 2.0

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from vitscale import ranks as process_group
 from vitscale.bench.gpu import Climb, GpuBench
 from vitscale.bench.ladder import LADDER
 from vitscale.bench.parity import compare_with_cpu
+from vitscale.ranks import groups as process_group
 
 DEVICE = torch.device("cuda")
 

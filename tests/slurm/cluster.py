@@ -5,19 +5,24 @@ the file system, as the machines of a cluster do. All of it lives in a private n
 does not touch, and dies with the process that started it, even if that is killed. There is no accounting.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
+import pytest
 
 HEAD = "vshead"
 HEAD_ADDRESS = "10.43.0.254"
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "ip", "unshare", "nsenter", "setpriv")
 START_LIMIT_S = 60
+GRACE_S = 20
+"""From a preempted job's SIGTERM to its end."""
 
 # The head and the nodes begin alike: a host name, and names that resolve from files alone, so that no look-up
 # ever waits for a name server out of reach. The process that runs this is the first of its process namespace:
@@ -66,6 +71,9 @@ SlurmctldPidFile={root}/slurmctld.pid
 SlurmdPidFile={root}/slurmd.%n.pid
 SlurmctldLogFile={root}/slurmctld.log
 SlurmdLogFile={root}/slurmd.%n.log
+SlurmdTimeout=15
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -78,12 +86,28 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU_Memory
 DefMemPerCPU=1024
 {nodes}
-PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE
+PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime={grace_s}
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=2 PreemptMode=OFF
 """
 
 
 class ClusterError(Exception):
     """The cluster did not come up, or a job did not get where it was waited for."""
+
+
+@contextlib.contextmanager
+def started_cluster(nodes: int) -> "Iterator[Cluster]":
+    """A cluster for the time of the block; the test is skipped where there can be none."""
+    if lack := missing():
+        pytest.skip(f"no Slurm cluster here: {lack}")
+    root = Path(tempfile.mkdtemp(prefix="vs-slurm-"))
+    cluster = Cluster(root, nodes)
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(root)
 
 
 def missing() -> str | None:
@@ -146,6 +170,39 @@ class Cluster:
             raise ClusterError(f"{command}: status {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
+    def on_node(self, node: str, command: Sequence[str | Path], cwd: Path = Path("/")) -> list[str | Path]:
+        """The command as it runs on a node, for `subprocess`: in all of the node's namespaces."""
+        enter = ["nsenter", "--target", str(self._pid(node)), "--net", "--uts", "--mount", "--pid", f"--wdns={cwd}"]
+        return [*enter, "--", *command]
+
+    def cut(self, node: str) -> None:
+        """Pull the node's cable: what runs there goes on, and reaches nobody."""
+        self.run(["ip", "link", "set", node, "down"])
+
+    def plug_in_again(self, node: str) -> None:
+        """Undo `cut`."""
+        self.run(["ip", "link", "set", node, "up"])
+
+    def kill_node(self, node: str) -> None:
+        """Cut the node's power: nobody sees its connections end."""
+        self.cut(node)
+        psutil.Process(self._pid(node)).kill()
+        self._processes.pop(node).wait(timeout=20)
+        self.run(["ip", "link", "delete", node])
+
+    def boot_node(self, node: str) -> None:
+        """Switch a killed node on again."""
+        self._spawn(node, NODE_SCRIPT, self.nodes[node])
+        self._plug_in(node)
+
+    def restart_controller(self) -> None:
+        """Kill slurmctld and start it anew."""
+        environ = {**os.environ, "PATH": _search_path(), "SLURM_CONF": str(self.root / "slurm.conf")}
+        kill = ["bash", "-c", f'kill -9 "$(cat {self.root / "slurmctld.pid"})"']
+        for command in (kill, ["slurmctld", "-f", self.root / "slurm.conf"]):
+            subprocess.run(self.on_node(HEAD, command), env=environ, check=True, timeout=60)
+        self._await(self._controller_answers, "slurmctld does not come back")
+
     def job(self, job_id: str) -> dict[str, str]:
         """What the controller knows of a job, by the names `scontrol show job` uses."""
         shown = self.run(["scontrol", "--oneliner", "show", "job", job_id]).stdout
@@ -175,7 +232,7 @@ class Cluster:
         nodes = "\n".join(
             f"NodeName={name} NodeAddr={address} CPUs=4 RealMemory=8192" for name, address in self.nodes.items()
         )
-        text = SLURM_CONF.format(head=HEAD, head_address=HEAD_ADDRESS, root=self.root, nodes=nodes)
+        text = SLURM_CONF.format(head=HEAD, head_address=HEAD_ADDRESS, root=self.root, nodes=nodes, grace_s=GRACE_S)
         (self.root / "slurm.conf").write_text(text)
         # slurmd looks for mounted control groups unless it is told which version not to use.
         (self.root / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")

@@ -31,7 +31,7 @@ from vitscale.checkpoint import (
     write_index,
 )
 from vitscale.model import TABLE
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.telemetry import peak_rss_bytes, reset_peak_rss
 
 MB, GB = 1e6, 1e9

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vitscale.bench.small_engine import small_engine
 from vitscale.engine import Precision, Traffic, record_communication
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 
 
 @dataclass(frozen=True)

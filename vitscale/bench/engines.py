@@ -11,7 +11,7 @@ from vitscale.engine import TrainEngine, create_engine
 from vitscale.losses import classification_loss
 from vitscale.model import create_model, resolve_variant
 from vitscale.optim import build_optimizer
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from vitscale.errors import ConfigError
 from vitscale.losses import Targets, classification_loss
 from vitscale.model import train_flops
 from vitscale.optim import build_optimizer
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.telemetry import peak_flops, tags
 from vitscale.train.build import build_model, draw_blueprint, executed_flops
 from vitscale.train.feed import Feed
@@ -263,7 +263,7 @@ def _time_steps(bench: GpuBench, config: Config) -> dict[str, Any]:
         loss = _step(engine, images, targets)
     final = float(loss)  # waits for the device
     images_per_s = bench.steps * micro_batch / (time.perf_counter() - started_s)
-    executed = executed_flops(config, variant, micro_batch)
+    executed = executed_flops(config, variant, split)
     return {
         "images_per_s": images_per_s,
         "mfu": images_per_s * train_flops(variant) / bench.peak if bench.peak else None,

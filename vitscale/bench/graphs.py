@@ -7,7 +7,7 @@ from torch._dynamo.utils import counters
 
 from vitscale.bench.small_engine import small_engine
 from vitscale.engine import record_communication
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 
 _WARMUP_STEPS = 2
 

@@ -17,7 +17,7 @@ from vitscale.bench.turns import Ratio, Seconds, median_ms, ratio, timed
 from vitscale.config import Config
 from vitscale.model import create_model
 from vitscale.optim import build_optimizer
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.train.build import draw_blueprint
 from vitscale.train.loop import Trainer
 from vitscale.train.run_directory import RunDirectory

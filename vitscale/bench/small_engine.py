@@ -9,7 +9,7 @@ from vitscale.engine import MicroBatch, TrainEngine, create_engine
 from vitscale.losses import classification_loss
 from vitscale.model import create_model
 from vitscale.optim import parameter_groups
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 
 _CLASSES, _IMAGE_PX, _MICRO_BATCH = 64, 16, 2
 # A block has 49,984 elements: one is gathered ahead, and of 6 not all are kept from forward to backward.

@@ -17,7 +17,7 @@ from vitscale.errors import ExitStatus
 from vitscale.losses import classification_loss
 from vitscale.model import create_model, resolve_variant
 from vitscale.optim import build_optimizer
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.train.run_directory import RunDirectory
 from vitscale.train.saving import Progress, Saver
 

@@ -13,7 +13,7 @@ from vitscale.bench.graphs import count_graphs
 from vitscale.bench.loop_overhead import measure_loop
 from vitscale.bench.photo_dataset import write_photo_dataset
 from vitscale.engine.host_memory import keep_freed_memory
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 
 
 @dataclass(frozen=True)

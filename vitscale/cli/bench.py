@@ -11,7 +11,6 @@ from typing import Literal
 import click
 import torch
 
-from vitscale import ranks as process_group
 from vitscale.bench import (
     CHECKPOINT_ROWS,
     OTHERS,
@@ -35,6 +34,7 @@ from vitscale.bench import (
 from vitscale.cli.bench_gpu import gpu
 from vitscale.data import turbojpeg
 from vitscale.model import TABLE, resolve_variant
+from vitscale.ranks import groups as process_group
 
 
 @click.group(name="bench", short_help="Run a benchmark.")

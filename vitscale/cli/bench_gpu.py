@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 import torch
 
-from vitscale import ranks as process_group
 from vitscale.bench.data import machine, work_folder
 from vitscale.bench.gpu import Climb, GpuBench
 from vitscale.bench.ladder import HEADER, LADDER, RungResult, as_json, table_row
 from vitscale.bench.parity import compare_with_cpu
+from vitscale.ranks import groups as process_group
 
 MODELS = ("vit_giant_patch14_224", "vit_huge_patch14_224", "vit_gigantic_patch14_224")
 

@@ -16,7 +16,7 @@ from vitscale.cli.portable_options import (
 )
 from vitscale.config import load_config
 from vitscale.errors import CheckpointError
-from vitscale.train import adopt_deepspeed
+from vitscale.train.adoption import adopt_deepspeed
 
 
 @click.command(name="import", short_help="Import weights of others.")

@@ -17,10 +17,12 @@ from vitscale.errors import ExitStatus, VitscaleError
 COMMANDS = {
     "train": "Pretrain or fine-tune; resumes by itself from its run directory.",
     "checkpoint": "Show, check and remove what a run has saved.",
+    "runs": "Show the state of many runs.",
     "export": "Turn a training checkpoint into a portable model.",
     "import": "Turn weights of others into ours.",
     "convert": "Turn one portable model into another.",
     "plan": "Show what a config comes to, without a GPU.",
+    "preflight": "Check machines before a run.",
     "models": "List the model variants.",
     "bench": "Run a benchmark and print its table.",
 }

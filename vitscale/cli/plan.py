@@ -1,7 +1,7 @@
 """`vitscale plan`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,13 @@ import torch
 from pydantic import ValidationError
 
 from vitscale.checkpoint import mirror_of
+from vitscale.cli.plan_elastic import elastic_plan, elastic_text
 from vitscale.cli.plan_goodput import goodput_plan, goodput_text
 from vitscale.cli.plan_text import plan_text
-from vitscale.config import BatchSection, BatchSplit, Config, EngineSection, load_config, split_batch
+from vitscale.config import BatchSplit, Config, DataSection, EngineSection, load_config, phase_batches, split_batch
+from vitscale.data.index import DATASET_FILE, read_dataset
 from vitscale.data.labels import load_label_space
-from vitscale.engine import Precision, render_deepspeed_config
+from vitscale.engine import Precision, check_engine, check_execution, render_deepspeed_config, resolve_precision
 from vitscale.errors import ConfigError
 from vitscale.model import (
     Execution,
@@ -26,6 +28,7 @@ from vitscale.model import (
     forward_flops,
     train_flops,
 )
+from vitscale.optim import check_fused
 from vitscale.planning import (
     ActivationRule,
     Reading,
@@ -36,8 +39,7 @@ from vitscale.planning import (
     parameter_parts,
     step_bytes,
 )
-from vitscale.train import build_model
-from vitscale.train.build import check_classes
+from vitscale.train.build import build_model, check_classes
 from vitscale.train.footprint import activation_rule, planned_checkpoint_bytes, planned_state
 
 GB = 1e9
@@ -48,6 +50,20 @@ _STAGES = (0, 1, 2, 3)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True, help="Ranks of the run.")
+@click.option(
+    "--gpus-per-node",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Ranks that are lost with a node.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    default="cuda",
+    show_default=True,
+    help="What the ranks run on; what it cannot do is refused.",
+)
 @click.option("--hbm", type=click.FloatRange(min=0, min_open=True), metavar="GB", help="Memory of one GPU.")
 @click.option(
     "--reserve",
@@ -69,6 +85,8 @@ def command(
     config: Path,
     overrides: tuple[str, ...],
     gpus: int,
+    gpus_per_node: int,
+    device: str,
     hbm: float | None,
     reserve: float,
     goodput: bool,
@@ -76,9 +94,11 @@ def command(
     as_json: bool,
 ) -> None:
     """Show what a run comes to: the resolved config, how the batch falls on ranks, parameters and FLOPs, bytes of
-    state by ZeRO stage, bytes of activations by recomputation, how shards are read, and the DeepSpeed config.
+    state by ZeRO stage, bytes of activations by recomputation, how shards are read, the DeepSpeed config, and how the
+    run goes on when nodes are lost.
 
-    Reads no shards and builds no weights. Precision auto is planned as bf16, what the GPUs will run.
+    Reads no shards and builds no weights. Precision auto is planned as bf16, what the GPUs will run. Classes and the
+    hierarchy among them are checked where the label space is named or the dataset lies on this machine.
 
     \b
     Examples:
@@ -88,26 +108,38 @@ def command(
     """
     if step_s is not None and not goodput:
         raise click.UsageError("--step-s is read by --goodput alone: add --goodput")
-    found = draw_plan(load_config(config, overrides), gpus, hbm, reserve)
+    found = draw_plan(load_config(config, overrides), gpus, hbm, reserve, device, gpus_per_node)
     if goodput:
         found["goodput"] = goodput_plan(found, step_s)
-    text = [plan_text(found), goodput_text(found)] if goodput else [plan_text(found)]
-    click.echo(json.dumps(found, indent=2) if as_json else "\n\n".join(text))
+    text = [plan_text(found), elastic_text(found), goodput_text(found) if goodput else ""]
+    click.echo(json.dumps(found, indent=2) if as_json else "\n\n".join(filter(None, text)))
 
 
-def draw_plan(config: Config, gpus: int, hbm_gb: float | None, reserve_gb: float) -> dict[str, Any]:
+def draw_plan(
+    config: Config,
+    gpus: int,
+    hbm_gb: float | None,
+    reserve_gb: float,
+    device_type: str = "cuda",
+    gpus_per_node: int = 8,
+) -> dict[str, Any]:
     """Everything that is printed, as plain values.
 
     Raises:
-        ConfigError: the config cannot run on so many ranks.
+        ConfigError: the config cannot run on so many ranks, or on such a device.
     """
     mirror_of(config)  # refuses one whose client is not installed
-    precision: Precision = "fp32" if config.engine.precision == "fp32" else "bf16"
     with torch.device("meta"):
         model = build_model(config)
-    if (space := config.data.label_space) is not None:
-        check_classes(config, load_label_space(space).wnids)
-    variant = model.variant
+    variant, device = model.variant, torch.device(device_type)
+    precision: Precision = "bf16" if config.engine.precision == "auto" else config.engine.precision
+    if device_type == "cpu":  # what a GPU can do is seen where there is one
+        precision = resolve_precision(config.engine.precision, device)
+        check_execution(config.engine, precision, device, variant.head_dim)
+        check_engine(config.engine, world_size=gpus, precision=precision, device_type=device_type)
+    check_fused(config.optim, device)
+    if (classes := _known_classes(config.data)) is not None:
+        check_classes(config, classes)
     phases = list(_phases(config, variant, gpus))
     deepspeed = None
     if config.engine.kind == "deepspeed":
@@ -116,6 +148,7 @@ def draw_plan(config: Config, gpus: int, hbm_gb: float | None, reserve_gb: float
     return {
         "config": config.model_dump(mode="json"),
         "gpus": gpus,
+        "gpus_per_node": gpus_per_node,
         "precision": precision,
         "hbm_gb": hbm_gb,
         "reserve_gb": reserve_gb,
@@ -127,8 +160,18 @@ def draw_plan(config: Config, gpus: int, hbm_gb: float | None, reserve_gb: float
         "checkpoint_bytes": planned_checkpoint_bytes(config, model),
         "state": list(_state_table(config, model, phases[-1].split, precision)),
         "reading": None if config.data.stream is not None else _reading(config, gpus),
+        "if_lost": elastic_plan(config.schedule, config.batch, phases[-1].split, gpus_per_node),
         "deepspeed": deepspeed,
     }
+
+
+def _known_classes(data: DataSection) -> Sequence[str] | None:
+    """The training classes; None where only the machine that has the dataset knows them."""
+    if data.label_space is not None:
+        return load_label_space(data.label_space).wnids
+    if data.sources and (Path(data.sources[0].path) / DATASET_FILE).is_file():
+        return read_dataset(Path(data.sources[0].path)).classes
+    return None
 
 
 @dataclass(frozen=True)
@@ -141,11 +184,9 @@ class _PlannedPhase:
 
 
 def _phases(config: Config, variant: Variant, gpus: int) -> Iterator[_PlannedPhase]:
-    for section in config.schedule.phases:
-        own = {key: value for key in ("global_batch", "micro_batch") if (value := getattr(section, key))}
-        split = split_batch(BatchSection.model_validate(config.batch.model_dump() | own), gpus)
+    for section, own in zip(config.schedule.phases, phase_batches(config.schedule, config.batch), strict=False):
         sized = variant if section.img_size is None else replace(variant, img_size=section.img_size)
-        yield _PlannedPhase(str(section.until), sized, split)
+        yield _PlannedPhase(str(section.until), sized, split_batch(own, gpus))
     yield _PlannedPhase(str(config.schedule.length), variant, split_batch(config.batch, gpus))
 
 
@@ -177,9 +218,10 @@ def _phase_plan(
         "global_batch": split.global_batch,
         "micro_batch": split.micro_batch,
         "grad_accum": split.grad_accum,
+        "padding": split.padding,
         "forward_flops": forward_flops(variant),
         "train_flops": train_flops(variant),
-        "executed_train_flops": executed // split.micro_batch,
+        "executed_train_flops": executed * split.places // (split.micro_batch * split.global_batch),
         "activations": [_activations(rule, chosen, phase, state, limit) for rule, chosen in _rules(config, precision)],
     }
 

@@ -53,8 +53,8 @@ def _phases(plan: Mapping[str, Any]) -> list[str]:
         micro_steps = "1 micro-step" if phase["grad_accum"] == 1 else f"{phase['grad_accum']} micro-steps"
         executed = phase["executed_train_flops"] / phase["train_flops"]
         batch = (
-            f"{several}{phase['global_batch']} = {plan['gpus']} ranks x {phase['micro_batch']} images x {micro_steps}, "
-            f"at {height} x {width} px, {phase['tokens']} tokens"
+            f"{several}{phase['global_batch']} = {plan['gpus']} ranks x {phase['micro_batch']} images x {micro_steps}"
+            f"{_masked(phase['padding'])}, at {height} x {width} px, {phase['tokens']} tokens"
         )
         image = (
             f"an image {phase['forward_flops'] / 1e9:.2f} G forward, {phase['train_flops'] / 1e12:.4f} T training; "
@@ -64,6 +64,10 @@ def _phases(plan: Mapping[str, Any]) -> list[str]:
         lines += _labelled("batch", [batch])
         lines += _labelled("FLOPs", [image, f"a step   {step:.2f} P training, {step / plan['gpus']:.3f} P a GPU"])
     return lines
+
+
+def _masked(padding: int) -> str:
+    return f" - {padding} masked" if padding else ""
 
 
 def _reading(plan: Mapping[str, Any]) -> list[str]:

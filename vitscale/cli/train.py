@@ -8,7 +8,8 @@ import click
 
 from vitscale.config import load_config
 from vitscale.errors import ExitStatus
-from vitscale.train import run_training
+from vitscale.ranks.placement import read_placement
+from vitscale.train.run import run_training
 
 
 @click.command(name="train", short_help="Pretrain or fine-tune.")
@@ -28,8 +29,8 @@ from vitscale.train import run_training
 def command(config: Path, overrides: tuple[str, ...], allow_change: tuple[str, ...], fresh: bool) -> ExitStatus:
     """Pretrain or fine-tune as CONFIG says, going on where its run directory left off.
 
-    Runs alone, under torchrun, under the deepspeed launcher or as the tasks of a Slurm step, with the same
-    arguments.
+    Runs alone, under torchrun, the deepspeed launcher or mpirun, or as the tasks of a Slurm step, with the same
+    arguments (docs/launching.md).
 
     \b
     Examples:
@@ -41,7 +42,7 @@ def command(config: Path, overrides: tuple[str, ...], allow_change: tuple[str, .
     Exit status: 0 finished, 2 an error to mend, 3 divergence, 75 checkpointed on request (run it again),
     anything else transient. RUN/exit.json has it too, for launchers that hide it.
     """
-    # Before the ranks have met, the launcher's variable is all there is to tell them apart.
-    is_main = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"
+    # Before the ranks have met, the launcher's variables are all there is to tell them apart.
+    is_main = read_placement(os.environ).rank == 0
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
     return run_training(load_config(config, overrides), allow_change, fresh)

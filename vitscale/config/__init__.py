@@ -11,7 +11,7 @@ from vitscale.config.augment import (
 from vitscale.config.average import AverageSection
 from vitscale.config.checkpoint import CheckpointSection
 from vitscale.config.data import DataSection, SourceSection, SplitSection, StreamSection
-from vitscale.config.derive import BatchSplit, Phase, Timeline, lay_out, split_batch
+from vitscale.config.derive import BatchSplit, Phase, Timeline, lay_out, phase_batches, split_batch, usable_ranks
 from vitscale.config.engine import EngineSection
 from vitscale.config.guard import GuardSection
 from vitscale.config.length import Length
@@ -19,6 +19,7 @@ from vitscale.config.load import differing_keys, load_config, merge_trees, parse
 from vitscale.config.loss import DistillSection, LossSection
 from vitscale.config.model import InitSection, ModelSection
 from vitscale.config.optim import OptimSection
+from vitscale.config.record import check_recorded
 from vitscale.config.remote import RemoteSection
 from vitscale.config.reporting import EvalSection, LogSection, ProfileSection
 from vitscale.config.schedule import BatchSection, PhaseSection, ScheduleSection
@@ -59,10 +60,13 @@ __all__ = [
     "StreamSection",
     "Timeline",
     "WatchdogSection",
+    "check_recorded",
     "differing_keys",
     "lay_out",
     "load_config",
     "merge_trees",
     "parse_config",
+    "phase_batches",
     "split_batch",
+    "usable_ranks",
 ]

@@ -10,7 +10,10 @@ from vitscale.errors import ConfigError
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """How a step's images fall on ranks and micro-steps: global_batch = world_size x micro_batch x grad_accum."""
+    """How a step's images fall on ranks and micro-steps: world_size x micro_batch x grad_accum places.
+
+    These are the global batch, or more where it is padded.
+    """
 
     global_batch: int
     micro_batch: int
@@ -19,8 +22,18 @@ class BatchSplit:
 
     @property
     def rank_batch(self) -> int:
-        """Images one rank sees in a step."""
+        """Places of one rank in a step."""
         return self.micro_batch * self.grad_accum
+
+    @property
+    def places(self) -> int:
+        """Places of all ranks in a step."""
+        return self.world_size * self.rank_batch
+
+    @property
+    def padding(self) -> int:
+        """Places of a step that hold no image: 0 but for `batch.pad`."""
+        return self.places - self.global_batch
 
 
 @dataclass(frozen=True)
@@ -63,22 +76,63 @@ class Timeline:
 def split_batch(batch: BatchSection, world_size: int) -> BatchSplit:
     """Split the global batch over `world_size` ranks.
 
+    A batch that does not divide is refused or, with `batch.pad`, padded: in as many micro-steps as hold it, each of the
+    fewest pairs of images that do. A batch that divides is split alike either way.
+
     Raises:
         ConfigError: the global batch is no multiple of ranks x micro-batch; the message names the nearest
-            global batches that are, and the micro-batches that fit the global batch as it stands.
+            global batches that are, and the micro-batches and ranks that fit the global batch as it stands.
     """
     unit = world_size * batch.micro_batch
-    if batch.global_batch % unit == 0:
-        return BatchSplit(batch.global_batch, batch.micro_batch, batch.global_batch // unit, world_size)
+    grad_accum = math.ceil(batch.global_batch / unit)
+    if _divides(batch, world_size):
+        return BatchSplit(batch.global_batch, batch.micro_batch, grad_accum, world_size)
+    if not batch.pad:
+        raise ConfigError(_refusal(batch, world_size))
+    pairs = math.ceil(batch.global_batch / (2 * world_size * grad_accum))
+    return BatchSplit(batch.global_batch, 2 * pairs, grad_accum, world_size)
+
+
+def usable_ranks(schedule: ScheduleSection, batch: BatchSection, available: int, ranks_per_node: int = 1) -> int:
+    """The most ranks, in whole nodes and at most `available`, on which the batch of every phase can run; 0 for none."""
+    batches = phase_batches(schedule, batch)
+    for ranks in range(available - available % ranks_per_node, 0, -ranks_per_node):
+        if batch.pad or all(_divides(own, ranks) for own in batches):
+            return ranks
+    return 0
+
+
+def phase_batches(schedule: ScheduleSection, batch: BatchSection) -> tuple[BatchSection, ...]:
+    """The batch of each of `schedule.phases`, its own numbers or the run's where it has none, and last the run's."""
+    return (*(_batch_of(phase, batch) for phase in schedule.phases), batch)
+
+
+def _batch_of(phase: PhaseSection, batch: BatchSection) -> BatchSection:
+    return BatchSection(
+        global_batch=phase.global_batch or batch.global_batch,
+        micro_batch=phase.micro_batch or batch.micro_batch,
+        pad=batch.pad,
+    )
+
+
+def _divides(batch: BatchSection, world_size: int) -> bool:
+    return batch.global_batch % (world_size * batch.micro_batch) == 0
+
+
+def _refusal(batch: BatchSection, world_size: int) -> str:
+    unit = world_size * batch.micro_batch
     below, above = batch.global_batch // unit * unit, -(-batch.global_batch // unit) * unit
     nearest = " or ".join(str(b) for b in (below, above) if b)
     per_rank, rest = divmod(batch.global_batch, world_size)
     fitting = [] if rest else [m for m in range(2, per_rank + 1, 2) if per_rank % m == 0]
     by_distance = sorted(fitting, key=lambda m: abs(m - batch.micro_batch))[:2]
-    or_micro = f", or batch.micro_batch={' or '.join(map(str, sorted(by_distance)))}" if fitting else ""
-    raise ConfigError(
+    or_micro = f", batch.micro_batch={' or '.join(map(str, sorted(by_distance)))}" if fitting else ""
+    ranks = [r for r in range(1, batch.global_batch // batch.micro_batch + 1) if _divides(batch, r)]
+    around = [*[r for r in ranks if r < world_size][-1:], *[r for r in ranks if r > world_size][:1]]
+    or_ranks = f", {' or '.join(map(str, around))} ranks" if around else ""
+    return (
         f"batch.global_batch {batch.global_batch} is not {world_size} ranks x batch.micro_batch "
-        f"{batch.micro_batch} x a whole number: use batch.global_batch={nearest}{or_micro}"
+        f"{batch.micro_batch} x a whole number: use batch.global_batch={nearest}{or_micro}{or_ranks}, or batch.pad=true"
     )
 
 
@@ -95,8 +149,9 @@ def lay_out(schedule: ScheduleSection, batch: BatchSection, world_size: int, epo
     """
     phases: list[Phase] = []
     step = image = 0
-    for index, phase in enumerate(schedule.phases):
-        split = split_batch(_batch_of(phase, batch), world_size)
+    batches = phase_batches(schedule, batch)
+    for index, (phase, own) in enumerate(zip(schedule.phases, batches, strict=False)):
+        split = split_batch(own, world_size)
         end_step = _end_step(phase.until, schedule.length, step, image, split.global_batch, epoch_images)
         if end_step <= step:
             raise ConfigError(
@@ -115,13 +170,6 @@ def lay_out(schedule: ScheduleSection, batch: BatchSection, world_size: int, epo
         )
     phases.append(Phase(step, end_step, image, split, None))
     return _with_rate_lengths(tuple(phases), schedule, epoch_images)
-
-
-def _batch_of(phase: PhaseSection, batch: BatchSection) -> BatchSection:
-    """The batch of a phase: its own numbers, the run's where it has none."""
-    return BatchSection(
-        global_batch=phase.global_batch or batch.global_batch, micro_batch=phase.micro_batch or batch.micro_batch
-    )
 
 
 def _end_step(until: Length, whole: Length, step: int, image: int, global_batch: int, epoch_images: int) -> int:

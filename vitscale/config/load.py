@@ -7,15 +7,18 @@ are merged in order, mappings key by key, then the file itself, then the overrid
 import difflib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from vitscale.config.schema import Config
+from vitscale.config.section import Section
 from vitscale.errors import ConfigError
 
 BASE_KEY = "base"
+
+S = TypeVar("S", bound=Section)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -43,12 +46,21 @@ def parse_config(tree: Mapping[str, Any], source: str) -> Config:
     Raises:
         ConfigError: naming the first wrong key, the value and the nearest right key.
     """
+    return validate(Config, tree, source)
+
+
+def validate(model: type[S], tree: Mapping[str, Any], source: str) -> S:
+    """Validate a tree of plain values as a section of any kind; `source` names it in the error.
+
+    Raises:
+        ConfigError: naming the first wrong key, the value and the nearest right key.
+    """
     try:
-        return Config.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
         # A misspelt key often makes another one missing: the misspelling is the one to name.
         found = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
-        problems = [_describe(problem) for problem in found]
+        problems = [_describe(problem, model) for problem in found]
         rest = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ConfigError(f"{source}: {problems[0]}{rest}") from None
 
@@ -79,9 +91,20 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+class PlainLoader(_UniqueKeyLoader):
+    """The same, and every scalar stays the text it is; YAML 1.1 takes 1:30:00 for a number to the base of 60."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 (so it is declared above)
+
+
+def read_yaml(path: Path, loader: type[yaml.SafeLoader] = _UniqueKeyLoader) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: it is missing or no YAML, gives a key twice, or holds something else.
+    """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -99,7 +122,7 @@ def _compose(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(
             f"{path}: {BASE_KEY} leads back to this file: {' -> '.join(p.name for p in (*seen, resolved))}"
         )
-    own = _read_yaml(path)
+    own = read_yaml(path)
     bases = own.pop(BASE_KEY, [])
     tree: dict[str, Any] = {}
     for base in bases if isinstance(bases, list) else [bases]:
@@ -133,13 +156,13 @@ def _parse_override(word: str) -> dict[str, Any]:
     return value
 
 
-def _describe(problem: Any) -> str:
+def _describe(problem: Any, model: type[BaseModel]) -> str:
     """One pydantic problem in a line: the dotted key, what is wrong, the mend."""
     location = [str(part) for part in problem["loc"]]
     dotted = ".".join(location)
     if problem["type"] == "extra_forbidden":
         *parents, key = location
-        known = list(_fields_at(parents))
+        known = list(_fields_at(parents, model))
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
         mend = f"did you mean {'.'.join([*parents, near[0]])}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {dotted}: {mend}"
@@ -151,8 +174,7 @@ def _describe(problem: Any) -> str:
     return f"{dotted}: {message}" + ("" if isinstance(problem["input"], dict) else f" (got {problem['input']!r})")
 
 
-def _fields_at(parents: Iterable[str]) -> Iterable[str]:
-    model: type[BaseModel] = Config
+def _fields_at(parents: Iterable[str], model: type[BaseModel]) -> Iterable[str]:
     for name in parents:
         if name.isdecimal():
             continue  # the place of a section in a list of them

@@ -1,28 +1,32 @@
 """The config of a run's course: images a step, length, and how learning rate, batch and input size move."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from vitscale.config.length import Length, LengthField
 from vitscale.config.section import NotNegative, Positive, Section
 
 
+def _in_pairs(images: int) -> int:
+    if images % 2:
+        raise ValueError(f"images come in pairs: use an even number, such as {images + 1}")
+    return images
+
+
+# Augmentation pairs position p with p xor 1.
+Images = Annotated[Positive, AfterValidator(_in_pairs)]
+
+
 class BatchSection(Section):
     """Images an optimizer step sees, and how many of them a rank holds at once."""
 
-    global_batch: Positive
+    global_batch: Images
     """Images a step, over all ranks and accumulation."""
-    micro_batch: Positive
-    """Images a rank and forward; even, because augmentation pairs position p with p xor 1."""
-
-    @model_validator(mode="after")
-    def _even(self) -> Self:
-        if self.micro_batch % 2:
-            raise ValueError(
-                f"micro_batch {self.micro_batch} is odd: use an even number, such as {self.micro_batch + 1}"
-            )
-        return self
+    micro_batch: Images
+    """Images a rank and forward; with `pad` the most of them."""
+    pad: bool = False
+    """Whether any number of ranks will do: places that the batch does not fill are masked, and count for nothing."""
 
 
 class PhaseSection(Section):
@@ -32,9 +36,9 @@ class PhaseSection(Section):
     """Where in the run the phase ends, such as `80 %`, `80 epochs` or 240000 (steps)."""
     img_size: Positive | None = None
     """Input in pixels, such as 168 for /14 or 160 for /16; the position embedding is resized to it on the way."""
-    global_batch: Positive | None = None
+    global_batch: Images | None = None
     """Images a step."""
-    micro_batch: Positive | None = None
+    micro_batch: Images | None = None
     """Images a rank and forward; small images leave room for more."""
 
 

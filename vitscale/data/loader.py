@@ -59,14 +59,15 @@ class TrainLoader:
 
     @staticmethod
     def _batches(recipe: TrainRecipe) -> Generator[TrainBatch, None, None]:
-        with closing(_joined(recipe, recipe.micro_batches())) as micro_batches:
+        with closing(_joined(recipe, recipe.micro_batches(), recipe.split.micro_batch)) as micro_batches:
             for request, joined in micro_batches:
+                valid = torch.from_numpy(request.positions >= 0)
                 yield TrainBatch(
                     images=joined.tensors["images"],
                     labels=joined.tensors["labels"],
                     positions=torch.from_numpy(request.positions),
-                    samples=joined.tensors["samples"],
-                    valid=torch.ones(len(request.positions), dtype=torch.bool),
+                    samples=joined.tensors["samples"].where(valid, -1),
+                    valid=valid,
                     substitutions=joined.substitutions,
                     drawn=joined.drawn,
                     cursor=recipe.cursor(request.step_end),
@@ -91,6 +92,7 @@ class EvalLoader:
         batches = -(-part // micro_batch)
         padded = np.pad(rows, (0, batches * micro_batch - len(rows)), constant_values=-1)
         self._recipe = EvalRecipe(Samples((index,)), config, img_size, np.split(padded, batches))
+        self._micro_batch = micro_batch
 
     def __len__(self) -> int:
         """Batches of one pass."""
@@ -98,7 +100,7 @@ class EvalLoader:
 
     def __iter__(self) -> Generator[Batch, None, None]:
         """One pass."""
-        with closing(_joined(self._recipe, self._recipe.batches)) as batches:
+        with closing(_joined(self._recipe, self._recipe.batches, self._micro_batch)) as batches:
             for rows, joined in batches:
                 yield Batch(
                     images=joined.tensors["images"],
@@ -110,7 +112,9 @@ class EvalLoader:
                 )
 
 
-def _joined(recipe: TrainRecipe | EvalRecipe, requests: Iterable[Any]) -> Generator[tuple[Any, Part], None, None]:
+def _joined(
+    recipe: TrainRecipe | EvalRecipe, requests: Iterable[Any], micro_batch: int
+) -> Generator[tuple[Any, Part], None, None]:
     """Each request, and what all workers together made of it."""
     config = recipe.config
     workers = max(1, config.workers)
@@ -118,7 +122,8 @@ def _joined(recipe: TrainRecipe | EvalRecipe, requests: Iterable[Any]) -> Genera
     with closing(Parts(recipe, config.workers, config.prefetch_batches)) as parts:
         for request in requests:
             own = list(budget.admit(islice(parts, workers)))
-            yield request, _join(own, [recipe.places(request, worker, workers) for worker in range(workers)])
+            places = [recipe.places(request, worker, workers) for worker in range(workers)]
+            yield request, _join(own, places, micro_batch)
 
 
 class _Budget:
@@ -145,22 +150,25 @@ class _Budget:
             yield part
 
 
-def _join(parts: list[Part], places: list[NDArray[np.int64]]) -> Part:
-    """Put the workers' parts of a micro-batch to their places."""
+def _join(parts: list[Part], places: list[NDArray[np.int64]], micro_batch: int) -> Part:
+    """Put the workers' parts of a micro-batch to their places, and zeros to those that fall to nobody."""
+    padding = np.setdiff1d(np.arange(micro_batch), np.concatenate(places))
     substitutions = sorted((s for part in parts for s in part.substitutions), key=lambda s: s.position)
-    tensors = {name: _whole(first, places) for name, first in parts[0].tensors.items()}
-    drawn = {name: _whole_array(first, places) for name, first in parts[0].drawn.items()}
+    tensors = {name: _whole(first, micro_batch) for name, first in parts[0].tensors.items()}
+    drawn = {name: _whole_array(first, micro_batch) for name, first in parts[0].drawn.items()}
     for part, own in zip(parts, places, strict=True):
         for name, tensor in tensors.items():
             _as_array(tensor)[own] = _as_array(part.tensors[name])
         for name, array in drawn.items():
             array[own] = part.drawn[name]
+    for array in (*map(_as_array, tensors.values()), *drawn.values()):
+        array[padding] = 0
     return Part(tensors, drawn, tuple(substitutions), sum((part.traffic for part in parts), Traffic()))
 
 
-def _whole(like: Tensor, places: list[NDArray[np.int64]]) -> Tensor:
+def _whole(like: Tensor, rows: int) -> Tensor:
     """Room for all rows, in page-locked memory where there is a GPU."""
-    shape = (sum(map(len, places)), *_as_array(like).shape[1:])
+    shape = (rows, *_as_array(like).shape[1:])
     if torch.cuda.is_available() or like.dim() < 4:
         room = torch.empty(shape, dtype=like.dtype, pin_memory=torch.cuda.is_available())
     else:
@@ -169,8 +177,8 @@ def _whole(like: Tensor, places: list[NDArray[np.int64]]) -> Tensor:
     return room.permute(0, 3, 1, 2) if like.dim() == 4 else room
 
 
-def _whole_array(like: NDArray[Any], places: list[NDArray[np.int64]]) -> NDArray[Any]:
-    return np.empty((sum(map(len, places)), *like.shape[1:]), dtype=like.dtype)
+def _whole_array(like: NDArray[Any], rows: int) -> NDArray[Any]:
+    return np.empty((rows, *like.shape[1:]), dtype=like.dtype)
 
 
 def _as_array(tensor: Tensor) -> NDArray[Any]:

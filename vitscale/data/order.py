@@ -104,10 +104,10 @@ def rank_positions(start: int, global_batch: int, rank: int, world_size: int) ->
     """Positions of the global batch [start, start + global_batch) that a rank takes, ascending.
 
     The pairs (p, p xor 1) go round the ranks in turn: mixup's partner is p xor 1, so pairs stay together,
-    and neighbouring lanes fall on different ranks.
+    and neighbouring lanes fall on different ranks. Where they do not come out even, some ranks take a pair more.
     """
     assert start % 2 == 0
-    assert global_batch % (2 * world_size) == 0
+    assert global_batch % 2 == 0
     positions = np.arange(start, start + global_batch, dtype=np.int64)
     mine: NDArray[np.int64] = positions[positions // 2 % world_size == rank]
     return mine

@@ -32,7 +32,7 @@ MB = 1 << 20
 
 
 class Request(NamedTuple):
-    """The positions of a micro-batch, or of a worker's part of it; a step ends at `step_end`."""
+    """The positions of a micro-batch, -1 where it is padded; a step ends at `step_end`."""
 
     step_end: int
     positions: NDArray[np.int64]
@@ -71,18 +71,23 @@ class TrainRecipe(ABC):
         """
 
     def micro_batches(self) -> Iterator[Request]:
-        """This rank's micro-batches, without end."""
+        """This rank's micro-batches, without end; a step that needs padding has it at its end."""
         split, start = self.split, self.start_position
         while True:
             end = start + split.global_batch
             own = rank_positions(start, split.global_batch, self.rank, split.world_size)
-            for positions in np.split(own, split.grad_accum):
+            padded = np.pad(own, (0, split.rank_batch - len(own)), constant_values=-1)
+            for positions in np.split(padded, split.grad_accum):
                 yield Request(end, positions)
             start = end
 
     def places(self, request: Request, worker: int, workers: int) -> NDArray[np.int64]:
-        """Places in a micro-batch that fall to a worker: pairs of positions go round the workers as round the ranks."""
-        return np.flatnonzero(request.positions // (2 * self.split.world_size) % workers == worker)
+        """Places in a micro-batch that fall to a worker: pairs of positions go round the workers as round the ranks.
+
+        Padding falls to nobody.
+        """
+        turns = request.positions // (2 * self.split.world_size)
+        return np.flatnonzero((request.positions >= 0) & (turns % workers == worker))
 
     def requests(self, worker: int, workers: int) -> Iterator[NDArray[np.int64]]:
         """A worker's positions of each micro-batch."""

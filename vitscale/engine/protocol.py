@@ -29,7 +29,7 @@ class StepResult:
     """What one optimizer step did; reading a value as a number waits for the device."""
 
     loss: Tensor
-    """Mean loss over this rank's micro-batches, a detached scalar."""
+    """Mean loss over this rank's micro-batches, a detached scalar; the mean over ranks is that over the images."""
     grad_norm: Tensor | float
     """Global norm of the mean gradient before clipping."""
     skipped: bool

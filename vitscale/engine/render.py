@@ -18,7 +18,7 @@ def render_deepspeed_config(
     """
     check_engine(engine, world_size=split.world_size, precision=precision)
     rendered = {
-        "train_batch_size": split.global_batch,
+        "train_batch_size": split.places,
         "train_micro_batch_size_per_gpu": split.micro_batch,
         "gradient_accumulation_steps": split.grad_accum,
         # DeepSpeed clips at 1.0 when the key is missing; 0 is its word for never.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitscale.data.augment import normalise
 from vitscale.data.batch import Batch
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 
 RGB = tuple[float, float, float]
 

@@ -19,7 +19,7 @@ from vitscale.losses.targets import Targets
 Loss = Callable[[Tensor | tuple[Tensor, Tensor], Tensor | Targets], Tensor]
 """(logits [B, C] in bf16 or fp32, or those of both heads of a distilled model; labels int64 [B] or Targets) -> fp32
 scalar: the mean over the batch. Ranks with equal micro-batches have the global mean where they average it, and so
-have their gradients."""
+have their gradients; with padding in them too, by the `Targets.image_weights` that the trainer gives."""
 
 SIGMOID_HEAD_BIAS = -10.0
 """First head bias for the sigmoid loss. With zero weights every class starts at a probability of 4.5e-5, so that

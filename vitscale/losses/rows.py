@@ -23,7 +23,7 @@ _DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 # A loop over chunks, and outside the compiled blocks.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def mean_over_rows(row_loss: RowLoss, logits: Tensor, targets: Targets) -> Tensor:
-    """The mean of a row loss over the batch, a scalar.
+    """The mean of a row loss over the batch, a scalar: the sum of each, times its image's weight, over B.
 
     Computed in fp32 (in fp64 of fp64 logits), chunk by chunk. What the backward pass needs is computed at once and
     is all that is kept: the gradient for the logits, in their dtype.
@@ -49,20 +49,23 @@ class _MeanOverRows(Function):
         dtype = _computed_in(logits)
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         total = torch.zeros((), dtype=dtype, device=logits.device)
+        weights = targets.image_weights
         for rows in _chunks(logits):
-            total += row_loss(logits[rows].to(dtype), targets.rows(rows), gradient[rows]).sum()
-        ctx.save_for_backward(gradient)
+            losses = row_loss(logits[rows].to(dtype), targets.rows(rows), gradient[rows])
+            total += (losses if weights is None else losses * weights[rows]).sum()
+        ctx.save_for_backward(gradient, weights)
         return total / len(logits)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError("the losses have no second derivative: call backward without create_graph")
-        (gradient,) = ctx.saved_tensors
+        gradient, weights = ctx.saved_tensors
         scale, scaled = grad / len(gradient), torch.empty_like(gradient)
         for rows in _chunks(gradient):
             # In fp32: the scale of all gradients is not rounded to bf16.
-            torch.mul(gradient[rows].to(scale.dtype), scale, out=scaled[rows])
+            factor = scale if weights is None else scale * weights[rows, None]
+            torch.mul(gradient[rows].to(scale.dtype), factor, out=scaled[rows])
         return scaled, None, None
 
 

@@ -21,6 +21,8 @@ class Targets(NamedTuple):
     """fp32 [B], 0 to 1: the share of `labels`."""
     teacher_logits: Tensor | None = None
     """[B, C] of any float dtype, detached; None without distillation."""
+    image_weights: Tensor | None = None
+    """fp32 [B]: how often each image counts in the mean over the batch, 0 where it is padding; None for once each."""
 
     def rows(self, rows: slice) -> "Targets":
         """The targets of some of the images."""

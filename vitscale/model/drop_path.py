@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 DropPathMode = Literal["mask", "subset"]
 """mask: the branch is computed for all samples and multiplied by 0 or 1 / (1 - rate), each drawn for itself.
-subset: it is computed for `kept_samples` of them alone (Oquab et al. 2023, arXiv 2304.07193, section 5)."""
+subset: it is computed for `kept_samples` of them alone (Oquab et al. 2023, arXiv 2304.07193, section 5). Padding is
+drawn like images: the chance and factor of each image, and so its expectation, are those of a full batch."""
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:

@@ -9,6 +9,7 @@ from vitscale.telemetry.meters import PARTS, Interval, PartTimes, RunningMean, S
 from vitscale.telemetry.purge import purge_after, purge_jsonl
 from vitscale.telemetry.second import SecondSink, check_second_sink, open_second_sink
 from vitscale.telemetry.sinks import ConsoleSink, JsonlSink, MetricWriter, Sink
+from vitscale.telemetry.tail import newest_record
 
 __all__ = [
     "PARTS",
@@ -29,6 +30,7 @@ __all__ = [
     "draw_attention",
     "draw_predictions",
     "draw_similarity",
+    "newest_record",
     "open_second_sink",
     "peak_flops",
     "peak_rss_bytes",

@@ -30,7 +30,7 @@ from vitscale.errors import ConfigError
 from vitscale.losses import SIGMOID_HEAD_BIAS, Loss, classification_loss
 from vitscale.model import Execution, Variant, VisionTransformer, create_model, executed_train_flops, resolve_variant
 from vitscale.optim import build_optimizer, check_fused
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.telemetry import check_second_sink
 from vitscale.train.teacher import read_teacher
 
@@ -197,20 +197,20 @@ def build_loss(config: Config, classes: Sequence[str]) -> Loss:
     return classification_loss(kind, config.loss.label_smoothing, line=line, distill=distill)
 
 
-def executed_flops(config: Config, variant: Variant, micro_batch: int) -> float | None:
-    """FLOPs that training executes for an image; None where the compiler chooses what is computed again."""
+def executed_flops(config: Config, variant: Variant, split: BatchSplit) -> float | None:
+    """FLOPs that training executes for an image, with its share of padding; None where the compiler decides."""
     engine, model = config.engine, config.model
     if engine.activation_checkpointing == "budget":
         return None
     flops = executed_train_flops(
         variant,
-        micro_batch,
+        split.micro_batch,
         execution=Execution(recompute=engine.activation_checkpointing, every=engine.checkpoint_every or 1),
         drop_rate=model.drop_rate,
         drop_path_rate=model.drop_path_rate,
         drop_path_mode=model.drop_path_mode,
     )
-    return flops / micro_batch
+    return flops / split.micro_batch * (split.places / split.global_batch)
 
 
 def build_model(config: Config) -> VisionTransformer:

@@ -11,7 +11,7 @@ from vitscale.data.loader import TrainLoader
 from vitscale.data.mixup import MixedLabels
 from vitscale.engine import MicroBatch, resolve_precision
 from vitscale.losses import Targets
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.train.build import Blueprint, build_augmentation, open_loader
 from vitscale.train.course import Course, Stretch
 from vitscale.train.teacher import Teacher, read_teacher
@@ -84,4 +84,10 @@ class Feed:
         targets = Targets(*found) if isinstance(found, MixedLabels) else Targets(found)
         if self._teacher is not None:
             targets = targets._replace(teacher_logits=self._teacher.logits(images))
+        assert self._stretch is not None
+        split = self._stretch.phase.split
+        if split.padding:
+            # Over equal micro-batches this makes the mean that of the images, whatever each rank has of them.
+            weights = batch.valid.to(device, non_blocking=True) * (split.places / split.global_batch)
+            targets = targets._replace(image_weights=weights)
         return images, targets

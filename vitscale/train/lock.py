@@ -141,7 +141,7 @@ class RunLock:
         """Let go of it."""
         if self._file is None:
             return
-        if self._read() == self._owner:  # else it was taken over, and the record is another's
+        if read_owner(self._path) == self._owner:  # else it was taken over, and the record is another's
             self._file.truncate(0)
         self._file.close()
         self._file = None
@@ -154,7 +154,7 @@ class RunLock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
             except BlockingIOError:
-                self._wait_or_refuse(self._read(), began_s)
+                self._wait_or_refuse(read_owner(self._path), began_s)
             except OSError as error:
                 if error.errno not in _NO_FLOCK:
                     raise
@@ -163,12 +163,12 @@ class RunLock:
     def _take_over(self, file: IO[str]) -> None:
         """Without flock: see that the owner is dead, sign, and see that nobody signed after."""
         began_s = time.monotonic()
-        while self._path.stat().st_size and self._lives(owner := self._read()):
+        while self._path.stat().st_size and self._lives(owner := read_owner(self._path)):
             self._wait_or_refuse(owner, began_s)
         log.warning("%s: no flock on this file system, so the lock is kept by its record and beats", self._path)
         self._sign(file)
         time.sleep(SETTLE_S)
-        if (owner := self._read()) != self._owner:
+        if (owner := read_owner(self._path)) != self._owner:
             raise self._refusal(owner)
 
     def _lives(self, owner: Owner | None) -> bool:
@@ -197,19 +197,20 @@ class RunLock:
             error.status = ExitStatus.TRANSIENT  # the job's next start may find its node gone
         return error
 
-    def _read(self) -> Owner | None:
-        """The owner that signed; None where the file is gone, empty, or says something else."""
-        try:
-            record = json.loads(self._path.read_text(encoding="utf-8"))  # opened anew: NFS looks at the server then
-            return Owner(**{**record, "mark": ProcessMark(**record["mark"])})
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-
     def _sign(self, file: IO[str]) -> None:
         file.truncate(0)
         file.write(json.dumps(asdict(self._owner)) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_owner(file: Path) -> Owner | None:
+    """The owner that signed a RUN/lock; None where the file is gone, empty, or says something else."""
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))  # opened anew: NFS looks at the server then
+        return Owner(**{**record, "mark": ProcessMark(**record["mark"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
 
 
 def _kernel() -> str:

@@ -20,7 +20,7 @@ from vitscale.engine import StepResult
 from vitscale.errors import DivergenceError, ExitStatus
 from vitscale.model import VisionTransformer, train_flops
 from vitscale.optim import learning_rate
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.telemetry import purge_after
 from vitscale.train.beats import Part
 from vitscale.train.build import Blueprint, build_engine, executed_flops, exported_arguments
@@ -157,7 +157,7 @@ class Trainer:
         if self.ledger is not None:
             source = self.blueprint.source
             assert isinstance(source, Mixture)  # the config asks for a ledger of nothing else
-            rows = (row for batch in seen for row in batch.samples.tolist())
+            rows = (row for batch in seen for row in batch.samples[batch.valid].tolist())
             self.ledger.write(self.progress.step, map(source.samples.key, rows))
         self.profiler.after(step + 1)
 
@@ -182,9 +182,7 @@ class Trainer:
         self.phase = phase
         self.engine.set_grad_accum(phase.split.grad_accum)
         self.model.set_input_size(phase.img_size)
-        self.reporter.set_flops(
-            model=train_flops(variant), executed=executed_flops(self.config, variant, phase.split.micro_batch)
-        )
+        self.reporter.set_flops(model=train_flops(variant), executed=executed_flops(self.config, variant, phase.split))
         if len(self.blueprint.timeline.phases) > 1:
             log.info(
                 "step %d: %d images a step of %d x %d px until step %d",

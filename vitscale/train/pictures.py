@@ -15,7 +15,7 @@ from vitscale.data.labels import class_name
 from vitscale.data.loader import EvalLoader
 from vitscale.engine import TrainEngine
 from vitscale.model import VisionTransformer
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.telemetry import Prediction, draw_attention, draw_predictions, draw_similarity, tags
 from vitscale.train.build import Blueprint
 from vitscale.train.together import on_main

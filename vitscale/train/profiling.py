@@ -8,7 +8,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from vitscale.config import ProfileSection
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """What a run says while it goes on: metrics to the sinks, and the lines a person reads at its start."""
 
 import contextlib
-import json
 import logging
 import math
 import time
@@ -15,7 +14,7 @@ from vitscale.data.batch import TrainBatch
 from vitscale.data.stream import LIMITS, Stream
 from vitscale.engine import StepResult, resolve_precision
 from vitscale.model import train_flops
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.telemetry import (
     PARTS,
     STORY,
@@ -27,6 +26,7 @@ from vitscale.telemetry import (
     Sink,
     StepMeter,
     TensorBoardSink,
+    newest_record,
     open_second_sink,
     peak_flops,
     peak_rss_bytes,
@@ -38,7 +38,6 @@ from vitscale.train.build import Blueprint
 log = logging.getLogger(__name__)
 
 _AVERAGED_STEPS = 100
-_TAIL_BYTES = 1 << 16
 
 
 class Reporter:
@@ -61,8 +60,8 @@ class Reporter:
         if ranks.is_main:
             _announce(blueprint, ranks, start_step)
             metrics = run_dir / "metrics.jsonl"
-            if (found := last_value(metrics, tags.TRAIN_LOSS_EMA)) is not None:
-                self._average = RunningMean.resumed(_AVERAGED_STEPS, *found)
+            if (found := newest_record(metrics, tags.TRAIN_LOSS_EMA)) is not None:
+                self._average = RunningMean.resumed(_AVERAGED_STEPS, found["step"], found[tags.TRAIN_LOSS_EMA])
             self._writer = MetricWriter(_open_sinks(blueprint, run_dir, start_step))
 
     def begin(self) -> None:
@@ -201,21 +200,6 @@ class Reporter:
         return means[: len(losses)].tolist(), counts.item(), parts_s, own.view(-1, 3).tolist()
 
 
-def last_value(metrics: Path, tag: str) -> tuple[int, float] | None:
-    """The newest value of a tag in a metrics.jsonl and its step; None where its last lines have none."""
-    if not metrics.exists():
-        return None
-    with metrics.open("rb") as file:
-        file.seek(max(metrics.stat().st_size - _TAIL_BYTES, 0))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        with contextlib.suppress(ValueError):  # the first line may be a part of one
-            record = json.loads(line)
-            if record.get(tag) is not None:
-                return record["step"], record[tag]
-    return None
-
-
 def _open_sinks(blueprint: Blueprint, run_dir: Path, start_step: int) -> list[Sink]:
     board = TensorBoardSink(run_dir / "tensorboard")
     board.hparams(_hparams(blueprint))
@@ -233,8 +217,9 @@ def _announce(blueprint: Blueprint, ranks: Ranks, start_step: int) -> None:
     stage = f", ZeRO stage {config.engine.zero_stage}" if config.engine.kind == "deepspeed" else ""
     log.info("engine %s%s, %s%s", config.engine.kind, stage, precision, why if asked == "auto" else "")
     log.info(
-        "%d images a step = %d ranks (%s) x micro-batch %d x accumulation %d",
+        "%d images a step = %d ranks (%s) x micro-batch %d x accumulation %d%s",
         split.global_batch, split.world_size, ranks.device.type, split.micro_batch, split.grad_accum,
+        f" - {split.padding} masked" if split.padding else "",
     )  # fmt: skip
     log.info(
         "%d images an epoch, %d steps, from step %d; run directory %s",

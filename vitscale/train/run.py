@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from vitscale import ranks as process_group
 from vitscale.config import Config
 from vitscale.errors import ExitStatus, VitscaleError
+from vitscale.ranks import groups as process_group
 from vitscale.train.build import Blueprint, draw_blueprint
 from vitscale.train.loop import Trainer
 from vitscale.train.run_directory import RunDirectory, refusals_told

@@ -32,9 +32,9 @@ from vitscale.checkpoint import CheckpointStore, mirror_of, restore_newest
 from vitscale.checkpoint.integrity import replace_file
 from vitscale.checkpoint.mirroring import Restored
 from vitscale.checkpoint.store import step_of
-from vitscale.config import Config, differing_keys, parse_config
-from vitscale.errors import EXIT_FILE_VARIABLE, ConfigError, ExitStatus, RunDirectoryError, VitscaleError
-from vitscale.ranks import Ranks
+from vitscale.config import Config, check_recorded
+from vitscale.errors import EXIT_FILE_VARIABLE, ExitStatus, RunDirectoryError, VitscaleError
+from vitscale.ranks.groups import Ranks
 from vitscale.train.beats import all_asked, read_beat
 from vitscale.train.course import write_detours
 from vitscale.train.identity import known_run_id, raise_generation, read_generation
@@ -232,7 +232,11 @@ def library_versions() -> dict[str, str]:
 
 def environment() -> dict[str, Any]:
     """What a reader of the run needs to know about where it ran."""
-    keys = ("WORLD_SIZE", "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST", "OMP_NUM_THREADS")
+    keys = (
+        *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"),
+        *("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"),
+        *("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"),
+    )
     return {
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -244,7 +248,10 @@ def environment() -> dict[str, Any]:
 
 def _tell_launcher(text: str) -> None:
     if file := os.environ.get(EXIT_FILE_VARIABLE):
-        Path(file).write_text(text, encoding="utf-8")
+        try:
+            Path(file).write_text(text, encoding="utf-8")
+        except OSError as error:  # on a full disk the launcher has the exit status alone
+            log.warning("%s: cannot be written: %s", file, error.strerror)
 
 
 def _fetch_newest(config: Config, store: CheckpointStore, run_id: str, fresh: bool) -> Restored:
@@ -283,16 +290,5 @@ def _check_step_0(store: CheckpointStore, saved_step: int, fresh: bool) -> None:
 
 
 def _keep_config(file: Path, config: Config, allow_change: Sequence[str]) -> None:
-    resolved = config.model_dump(mode="json")
-    if file.exists():
-        recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
-        with contextlib.suppress(ConfigError):  # keys that are newer than the run have their defaults in it
-            recorded = parse_config(recorded, source=str(file)).model_dump(mode="json")
-        changed = [key for key in differing_keys(recorded, resolved) if key not in allow_change]
-        if changed:
-            flags = " ".join(f"--allow-change {key}" for key in changed)
-            raise RunDirectoryError(
-                f"{file.parent}: its config differs in {', '.join(changed)}: "
-                f"choose another run.dir, or go on with {flags}"
-            )
-    replace_file(file, yaml.safe_dump(resolved, sort_keys=False))
+    check_recorded(file, config, allow_change)
+    replace_file(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

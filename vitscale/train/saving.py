@@ -28,7 +28,7 @@ from vitscale.checkpoint import (
 from vitscale.config import Config
 from vitscale.engine import TrainEngine
 from vitscale.errors import CheckpointError, VitscaleError
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.train.run_directory import RunDirectory, library_versions
 from vitscale.train.together import as_one, on_main, raise_first, wait_while
 

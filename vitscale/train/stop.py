@@ -19,7 +19,11 @@ import psutil
 from vitscale.errors import STOP_SIGNALS
 
 # Words in the command line of a process that starts ranks and should outlive them.
-LAUNCHER_MARKS = ("torchrun", "torch.distributed.run", "torch/distributed/run", "deepspeed", "forward_signals")
+LAUNCHER_MARKS = (
+    *("torchrun", "torch.distributed.run", "torch/distributed/run", "deepspeed", "forward_signals"),
+    *("mpirun", "mpiexec", "orted", "hydra_pmi_proxy"),
+    "@notty",  # sshd, for a session that runs a command: it ends with the connection, what it started does not
+)
 
 
 class StopRequest:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from vitscale.checkpoint import BackgroundTask
 from vitscale.errors import CheckpointError, VitscaleError
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from vitscale.data.loader import EvalLoader
 from vitscale.engine import TrainEngine
 from vitscale.evaluation import measure_accuracy
 from vitscale.model import VisionTransformer
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.telemetry import tags
 from vitscale.train.build import Blueprint
 

@@ -28,7 +28,7 @@ from typing import BinaryIO, Self, TypeVar
 
 from vitscale.config import WatchdogSection
 from vitscale.errors import ExitStatus, RunDirectoryError
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.train.beats import FOLDER_NAME, Beat, Part, beat_file, read_beat, verdict
 from vitscale.train.lock import ProcessMark
 from vitscale.train.run_directory import RunDirectory

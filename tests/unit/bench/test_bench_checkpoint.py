@@ -10,7 +10,6 @@ from distributed_runner import run_distributed_test
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitscale import ranks as process_group
 from vitscale.bench import CHECKPOINT_ROWS
 from vitscale.bench.checkpoint import line_through, load_apart, load_cost, write_plainly
 from vitscale.bench.export import write_checkpoint
@@ -18,6 +17,7 @@ from vitscale.bench.fragments import VALUES, fragments_of_rank
 from vitscale.checkpoint import CheckpointStore, parameter_shapes
 from vitscale.cli.bench import command
 from vitscale.model import TABLE
+from vitscale.ranks import groups as process_group
 
 TINY = "vit_tiny_patch16_224"
 KINDS = ("asynchronous", "synchronous")

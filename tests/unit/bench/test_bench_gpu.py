@@ -9,10 +9,10 @@ from click.testing import CliRunner
 from distributed_runner import run_distributed_test
 
 import vitscale.engine.compile
-from vitscale import ranks as process_group
 from vitscale.bench.gpu import Climb, GpuBench
 from vitscale.bench.ladder import LADDER
 from vitscale.cli.bench import command
+from vitscale.ranks import groups as process_group
 
 GIANT, HUGE = "vit_giant_patch14_224", "vit_huge_patch14_224"
 

@@ -9,7 +9,6 @@ from click.testing import CliRunner
 from distributed_runner import run_distributed_test
 
 import vitscale.engine.compile
-from vitscale import ranks as process_group
 from vitscale.bench import STEP_ROWS, against_timm
 from vitscale.bench.against_timm import BLOCKS, EAGER, WHOLE, compare_with_timm
 from vitscale.bench.graphs import count_graphs
@@ -18,6 +17,7 @@ from vitscale.bench.photo_dataset import write_photo_dataset
 from vitscale.bench.turns import Seconds, median_ms, ratio, take_turns, timed
 from vitscale.cli.bench import command
 from vitscale.errors import ConfigError
+from vitscale.ranks import groups as process_group
 
 TINY = "vit_tiny_patch16_224"
 

@@ -24,8 +24,9 @@ from vitscale.cli.main import main
 from vitscale.config import load_config
 from vitscale.errors import CheckpointError, ConfigError
 from vitscale.model import create_model
-from vitscale.ranks import Ranks
-from vitscale.train import adopt_deepspeed, draw_blueprint
+from vitscale.ranks.groups import Ranks
+from vitscale.train.adoption import adopt_deepspeed
+from vitscale.train.build import draw_blueprint
 
 TINY = "vit_tiny_patch16_224"
 SMALL = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}

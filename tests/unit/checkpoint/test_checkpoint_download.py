@@ -10,18 +10,19 @@ import resource
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import time
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import OpenerDirector
 
 import pytest
+from distributed_runner import forkserver_context
 
 import vitscale.checkpoint.download as download
 from vitscale.checkpoint.download import fetch
@@ -667,12 +668,16 @@ def test_a_terminal_has_a_bar_and_a_log_file_has_lines(remote, tmp_path, monkeyp
     assert [record.levelname for record in caplog.records] == ["WARNING"]  # of the cut
 
 
-def start(url: str, cache: Path) -> subprocess.Popen:
-    program = (
-        "import sys; from pathlib import Path; from vitscale.checkpoint import download; "
-        "download._CHUNK_BYTES = 64_000; print(download.fetch(sys.argv[1], cache_dir=Path(sys.argv[2])))"
-    )
-    return subprocess.Popen([sys.executable, "-c", program, url, str(cache)], stdout=subprocess.PIPE, text=True)
+def _fetch(url: str, cache: Path, told: Path) -> None:
+    download._CHUNK_BYTES = 64_000
+    told.write_text(str(fetch(url, cache_dir=cache)))
+
+
+def start(url: str, cache: Path, told: Path) -> BaseProcess:
+    """Another process that downloads a file and writes down where it is."""
+    process = forkserver_context().Process(target=_fetch, args=(url, cache, told))
+    process.start()
+    return process
 
 
 def size_of_part(cache: Path) -> int:
@@ -681,13 +686,13 @@ def size_of_part(cache: Path) -> int:
 
 def test_a_killed_download_is_finished_by_the_next_run(remote, tmp_path):
     remote.held.clear()
-    process = start(remote.url(), tmp_path)
+    process = start(remote.url(), tmp_path, tmp_path / "told")
     try:
         wait_for(lambda: size_of_part(tmp_path) >= len(CONTENT) // 2)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     remote.held.set()
     assert fetch(remote.url(), cache_dir=tmp_path).read_bytes() == CONTENT
     assert ranges(remote) == [None, f"bytes={len(CONTENT) // 2}-"]
@@ -695,7 +700,7 @@ def test_a_killed_download_is_finished_by_the_next_run(remote, tmp_path):
 
 def test_of_two_processes_one_downloads_and_the_other_waits_for_it(remote, tmp_path, caplog):
     remote.held.clear()
-    process = start(remote.url(), tmp_path)
+    process = start(remote.url(), tmp_path, tmp_path / "told")
     with ThreadPoolExecutor() as pool:
         try:
             wait_for(lambda: size_of_part(tmp_path) >= len(CONTENT) // 2)
@@ -703,8 +708,8 @@ def test_of_two_processes_one_downloads_and_the_other_waits_for_it(remote, tmp_p
             wait_for(lambda: "waiting for the process" in caplog.text)
         finally:
             remote.held.set()
-            said, _ = process.communicate(timeout=60)
+            process.join(60)
         path = waiting.result(timeout=60)
-    assert said.strip() == str(path)
+    assert (tmp_path / "told").read_text() == str(path)
     assert path.read_bytes() == CONTENT
     assert len(remote.asked) == 1

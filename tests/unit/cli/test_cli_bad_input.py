@@ -9,17 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked_command import vitscale
 from micro_run import REPOSITORY, micro_tree
-
-
-def vitscale(*words: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "vitscale", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=REPOSITORY,
-        timeout=120,
-    )
 
 
 def refused(*words: object) -> str:

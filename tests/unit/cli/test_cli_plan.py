@@ -63,6 +63,30 @@ def test_phases_have_their_own_size_and_batch():
     assert early["train_flops"] < late["train_flops"]
 
 
+def test_what_lost_nodes_leave():
+    rows = as_json("--gpus", 64)["if_lost"]
+    assert [row["nodes"] for row in rows] == [7, 6, 4]
+    seven, _, four = rows
+    assert seven["divided"] == {"gpus": 32, "micro_batch": 64, "grad_accum": 2, "masked": 0.0, "longer": 2.0}
+    padded = {"gpus": 56, "micro_batch": 38, "grad_accum": 2, "masked": 160 / 4256, "longer": 76 / 64}
+    assert seven["padded"] == padded
+    assert four["divided"] == four["padded"] == seven["divided"]
+    table = planned("--gpus", 64).split("if nodes of 8 GPUs are lost (here batch.pad=false;")[1].splitlines()
+    assert " ".join(table[2].split()) == "7 | 32 2 x 64 x 2.00 | 56 2 x 38 x 1.19 3.8 %"
+    only_padded = ("--gpus", 4, "--gpus-per-node", 2, "batch={global_batch: 18, micro_batch: 4, pad: true}")
+    assert [row["divided"] for row in as_json(*only_padded)["if_lost"]] == [None]
+    assert "| none" in planned(*only_padded)
+    assert "if nodes" not in planned("--gpus", 8)
+
+
+def test_a_padded_batch_executes_its_padding_too():
+    words = ("--gpus", 56, "batch.pad=true")
+    (phase,) = as_json(*words)["phases"]
+    assert (phase["micro_batch"], phase["grad_accum"], phase["padding"]) == (38, 2, 160)
+    assert phase["executed_train_flops"] / phase["train_flops"] == pytest.approx(4256 / 4096)
+    assert "4096 = 56 ranks x 38 images x 2 micro-steps - 160 masked, at" in planned(*words)
+
+
 def test_recomputation_and_subsets_change_what_is_executed():
     def executed(*words):
         (phase,) = as_json("--gpus", 64, *words)["phases"]
@@ -97,6 +121,9 @@ def test_the_torch_engine_has_no_stages():
         (("model.img_size=225",), "use model.img_size=224 or 238"),
         (("engine.zero_stage=0",), "engine.zero_stage=1"),
         (("engine.fp8=true",), "engine.compile=true"),
+        (("engine.fp8=true", "engine.compile=true", "engine.precision=bf16", "--device", "cpu"), "not cpu"),
+        (("optim.fused=true", "--device", "cpu"), "optim.fused=true needs parameters on a GPU"),
+        (("engine.qwz=true", "engine.zero_stage=3", "--device", "cpu"), "set engine.qwz=false"),
         (("engine.hpz=3", "engine.zero_stage=3", "--gpus", 8), "engine.hpz=3 does not divide"),
         (("checkpoint.every_steps=0",), "checkpoint.every_steps"),
         (("data.label_space=in12k",), "set model.num_classes=11821"),
@@ -109,3 +136,12 @@ def test_what_cannot_be_is_refused_with_the_mend(words, said):
     assert isinstance(result.exception, ConfigError)
     assert said in str(result.exception)
     assert "\n" not in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [("model.num_classes=4", "set model.num_classes=3"), ("loss.kind=semantic", "loss.kind=softmax")]
+)
+def test_a_dataset_that_lies_here_is_asked_for_its_classes(micro_config, words, said):
+    result = CliRunner().invoke(command, [str(micro_config), words, "--device", "cpu"])
+    assert isinstance(result.exception, ConfigError)
+    assert said in str(result.exception)

@@ -18,7 +18,7 @@ from transformers import ViTModel
 from vitscale.checkpoint import FORMATS, locate, read_portable, stored_weights
 from vitscale.config import load_config
 from vitscale.errors import CheckpointError, ExitStatus
-from vitscale.train import run_training
+from vitscale.train.run import run_training
 
 
 def vitscale(command, *words):

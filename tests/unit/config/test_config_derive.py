@@ -1,3 +1,4 @@
+import math
 import re
 from fractions import Fraction
 
@@ -6,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from vitscale.config import BatchSection, ScheduleSection, lay_out, split_batch
+from vitscale.config import BatchSection, ScheduleSection, lay_out, split_batch, usable_ranks
 from vitscale.errors import ConfigError
 
 batches = st.builds(
     BatchSection,
-    global_batch=st.integers(min_value=1, max_value=600),
+    global_batch=st.integers(min_value=1, max_value=300).map(lambda half: 2 * half),
     micro_batch=st.integers(min_value=1, max_value=24).map(lambda half: 2 * half),
 )
 world_sizes = st.integers(min_value=1, max_value=16)
@@ -61,13 +62,57 @@ def numbers(message, key):
     return [int(number) for number in match[1].split(" or ")] if match else []
 
 
-def test_the_message_names_keys_ranks_and_the_mend():
+@pytest.mark.parametrize(
+    ("global_batch", "ranks", "mends"),
+    [
+        (100, 2, "batch.global_batch=96 or 128, batch.micro_batch=2 or 10, or batch.pad=true"),
+        (96, 4, "batch.global_batch=64 or 128, batch.micro_batch=8 or 12, 3 or 6 ranks, or batch.pad=true"),
+        (96, 7, "batch.global_batch=112, 6 ranks, or batch.pad=true"),
+    ],
+)
+def test_the_message_names_keys_ranks_and_the_mend(global_batch, ranks, mends):
     with pytest.raises(ConfigError) as error:
-        split_batch(BatchSection(global_batch=100, micro_batch=16), world_size=2)
+        split_batch(BatchSection(global_batch=global_batch, micro_batch=16), ranks)
     assert str(error.value) == (
-        "batch.global_batch 100 is not 2 ranks x batch.micro_batch 16 x a whole number: "
-        "use batch.global_batch=96 or 128, or batch.micro_batch=2 or 10"
+        f"batch.global_batch {global_batch} is not {ranks} ranks x batch.micro_batch 16 x a whole number: use {mends}"
     )
+
+
+@given(batches, world_sizes)
+def test_a_padded_batch_is_split_over_any_ranks_with_the_fewest_places(batch, world_size):
+    padded = batch.model_copy(update={"pad": True})
+    split = split_batch(padded, world_size)
+    assert split.global_batch == batch.global_batch
+    assert split.micro_batch % 2 == 0
+    assert split.micro_batch <= batch.micro_batch
+    assert split.grad_accum == math.ceil(batch.global_batch / (world_size * batch.micro_batch))
+    assert 0 <= split.padding == split.world_size * split.micro_batch * split.grad_accum - batch.global_batch
+    assert split.padding < 2 * world_size * split.grad_accum, "a pair less in each micro-batch would do"
+    if usable_ranks(ScheduleSection(length=1), batch, world_size) == world_size:
+        assert split == split_batch(batch, world_size)
+
+
+@given(batches, st.lists(batches, max_size=2), st.integers(0, 60), st.integers(1, 9))
+def test_the_usable_ranks_are_the_most_that_every_phase_can_run_on(batch, others, available, ranks_per_node):
+    phases = [
+        {"until": f"{10 * (place + 1)} %", "global_batch": other.global_batch, "micro_batch": other.micro_batch}
+        for place, other in enumerate(others)
+    ]
+    schedule = ScheduleSection(length=1000, phases=phases)
+
+    def runs(ranks, pad):
+        try:
+            timeline = lay_out(schedule, batch.model_copy(update={"pad": pad}), ranks, epoch_images=100)
+        except ConfigError:
+            return False
+        return [phase.split.global_batch for phase in timeline.phases] == [b.global_batch for b in (*others, batch)]
+
+    whole_nodes = range(ranks_per_node, available + 1, ranks_per_node)
+    found = usable_ranks(schedule, batch, available, ranks_per_node)
+    assert found == max((ranks for ranks in whole_nodes if runs(ranks, pad=False)), default=0)
+    padded = usable_ranks(schedule, batch.model_copy(update={"pad": True}), available, ranks_per_node)
+    assert padded == max(whole_nodes, default=0)
+    assert not padded or runs(padded, pad=True)
 
 
 def steps_of(length, global_batch=100, epoch_images=1000, **schedule):

@@ -44,12 +44,12 @@ def test_lanes_read_whole_blocks_in_sequence(order: Order) -> None:
         assert (read == read[:, :1]).all()
 
 
-@given(st.integers(1, 8), st.integers(1, 6), st.integers(0, 1000), st.integers(0, 3))
+@given(st.integers(1, 8), st.integers(1, 50), st.integers(0, 1000), st.integers(0, 3))
 def test_ranks_share_a_batch_in_whole_pairs(world_size: int, pairs: int, half_start: int, step: int) -> None:
-    global_batch = 2 * world_size * pairs
+    global_batch = 2 * pairs
     start = 2 * half_start + step * global_batch
     shares = [rank_positions(start, global_batch, rank, world_size) for rank in range(world_size)]
-    assert {len(share) for share in shares} == {2 * pairs}
+    assert {len(share) for share in shares} <= {pairs // world_size * 2, -(-pairs // world_size) * 2}
     assert sorted(np.concatenate(shares)) == list(range(start, start + global_batch))
     for share in shares:
         assert (np.diff(share) > 0).all()

@@ -1,8 +1,6 @@
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from distributed_runner import run_distributed_test
 from http_server import FaultyServer, served
 from micro_data import CLASSES, train_loader, write_dataset
 
@@ -81,21 +80,19 @@ def test_another_index_under_the_same_name_is_converted_anew(dataset: Path, tmp_
     assert open_split(root, "train").key(0) == "image44"
 
 
+def _open(rank: int, world_size: int, dataset: Path, cache: str) -> tuple[int, int]:
+    """How many rows a process finds, and how often it converts the index."""
+    os.environ[CACHE_VARIABLE] = cache
+    converted = []
+    convert = split._convert
+    split._convert = lambda *arguments: converted.append(rank) or convert(*arguments)
+    return len(open_split(dataset, "train")), len(converted)
+
+
 def test_many_processes_convert_once(dataset: Path, cache: Path) -> None:
-    script = f"""
-from vitscale.data import split
-convert = split._convert
-def told(*arguments):
-    print("converted", flush=True)
-    return convert(*arguments)
-split._convert = told
-print(len(split.open_split({str(dataset)!r}, "train")), flush=True)
-"""
-    command = [sys.executable, "-c", script]
-    jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    told = "".join(job.communicate(timeout=100)[0] for job in jobs)
-    assert told.count("45") == 4
-    assert told.count("converted") == 1
+    told = run_distributed_test(_open, 4, dataset, os.environ[CACHE_VARIABLE], init=False)
+    assert [rows for rows, _ in told] == [45] * 4
+    assert sum(converted for _, converted in told) == 1
 
 
 def test_where_the_cache_cannot_be_written_the_temporary_folder_serves(

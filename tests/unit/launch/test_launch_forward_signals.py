@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from forward_signals import find_ranks
 from free_port import free_port
 
 WRAPPER = Path(__file__).parents[3] / "launch" / "forward_signals.py"
@@ -117,6 +120,21 @@ def test_signal_before_there_are_ranks_ends_the_launcher(tmp_path):
     time.sleep(0.1)  # the wrapper installs its handlers just after it starts the launcher
     process.send_signal(signal.SIGUSR2)
     assert process.wait(timeout=20) == 143
+
+
+def test_ranks_of_mpi_are_known_too():
+    ranks = ["OMPI_COMM_WORLD_RANK=0 sleep 60", "PMI_RANK=1 MPI_LOCALRANKID=1 sleep 60", "PMI_RANK=2 sleep 60"]
+    launcher = subprocess.Popen(["bash", "-c", f"{' & '.join(ranks)} & wait"], env={"PATH": os.environ["PATH"]})
+    try:
+        below = psutil.Process(launcher.pid)
+        while [child.name() for child in below.children()] != ["sleep"] * 3:
+            time.sleep(0.02)
+        # Slurm's own PMI sets PMI_RANK for whatever srun starts.
+        assert sorted(rank.pid for rank in find_ranks(launcher.pid)) == sorted(p.pid for p in below.children()[:2])
+    finally:
+        for child in below.children():
+            child.kill()
+        launcher.wait(timeout=20)
 
 
 def test_missing_launcher_is_one_clear_line():

@@ -73,6 +73,33 @@ def test_the_batch_mean_of_equal_parts_is_the_mean_of_all(loss):
     torch.testing.assert_close(torch.cat([part for _, part in parts]) / 3, gradient, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_mean_over_padded_parts_is_the_mean_of_the_images(loss, mixed, heads, monkeypatch):
+    """Ten images in 4 micro-batches of 4 places, one of them all padding."""
+    monkeypatch.setattr(rows, "_CPU_CHUNK_ELEMENTS", 3 * CLASSES)
+    logits, targets = draw_all(16, mixed=mixed)
+    valid = torch.tensor([1.0] * 8 + [1, 1, 0, 0] + [0.0] * 4)
+    images = valid.bool()
+    weights = valid * 16 / 10
+
+    def on_heads(logits, targets):
+        return loss(logits if heads == 1 else (logits, logits.flip(1)), targets)
+
+    value, gradient = loss_and_gradient(
+        on_heads, logits[images], Targets(*(part if part is None else part[images] for part in targets))
+    )
+    padded = targets._replace(image_weights=weights)
+    parts = [
+        loss_and_gradient(on_heads, logits[part], padded.rows(part))
+        for part in (slice(0, 4), slice(4, 8), slice(8, 12), slice(12, 16))
+    ]
+    torch.testing.assert_close(sum(part for part, _ in parts) / 4, value)
+    found = torch.cat([part for _, part in parts]) / 4
+    torch.testing.assert_close(found[images], gradient, rtol=1e-5, atol=1e-9)
+    assert not found[~images].any()
+
+
 def test_what_lies_between_the_rows_is_not_looked_at(loss):
     """The logits of a padded head are a part of a larger tensor."""
     logits, targets = draw_all(5)

@@ -10,7 +10,7 @@ from vitscale.config import Config, merge_trees, split_batch
 from vitscale.engine import create_engine
 from vitscale.losses import classification_loss
 from vitscale.optim import build_optimizer
-from vitscale.train import build_model
+from vitscale.train.build import build_model
 from vitscale.train.footprint import planned_checkpoint_bytes
 
 

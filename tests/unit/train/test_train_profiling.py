@@ -6,7 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from vitscale.config import ProfileSection
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.train.profiling import StepProfiler
 
 

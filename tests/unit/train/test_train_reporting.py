@@ -10,10 +10,10 @@ from vitscale.config import load_config
 from vitscale.data.batch import Substitution
 from vitscale.engine import StepResult
 from vitscale.engine.timing import StepTimes
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.telemetry import RunningMean, draw_similarity, tags
 from vitscale.train.build import draw_blueprint
-from vitscale.train.reporting import Reporter, last_value
+from vitscale.train.reporting import Reporter
 
 RANKS = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
@@ -97,20 +97,6 @@ def test_the_average_goes_on_after_a_resume(blueprint, run_dir):
     assert [r[tags.TRAIN_LOSS_EMA] for r in records(run_dir) if tags.TRAIN_LOSS_EMA in r][-1] == pytest.approx(
         averaged(losses), rel=1e-6
     )
-
-
-def test_the_last_value_is_found_in_a_long_file_and_none_in_an_empty_one(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    assert last_value(path, "a") is None
-    path.write_text("")
-    assert last_value(path, "a") is None
-    lines = [json.dumps({"step": step, "a": step / 2, "filling": "x" * 100}) for step in range(2000)]
-    path.write_text(
-        "\n".join([*lines, json.dumps({"step": 2000, "a": None}), json.dumps({"step": 2001, "b": 1.0})]) + "\n"
-    )
-    assert path.stat().st_size > 1 << 17
-    assert last_value(path, "a") == (1999, 999.5)
-    assert last_value(path, "c") is None
 
 
 def test_a_stall_is_the_checkpoint_s_and_a_pause_is_nobody_s(blueprint, run_dir, monkeypatch):

@@ -15,7 +15,7 @@ from micro_run import micro_tree
 from vitscale.checkpoint import CheckpointStore, Manifest, mirror_of, update_mirror
 from vitscale.config import Config
 from vitscale.errors import EXIT_FILE_VARIABLE, CheckpointError, ExitStatus, RunDirectoryError
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.train.beats import FOLDER_NAME, Beat, beat_file
 from vitscale.train.course import Detour, read_detours, write_detours
 from vitscale.train.lock import ProcessMark
@@ -340,3 +340,10 @@ def test_an_end_that_cannot_be_recorded_does_not_hide_the_end(opened, config, tm
     directory.record_end(ExitStatus.USER_ERROR, "the disk is full", 5)
     assert "exit.json: cannot be written" in caplog.text
     assert json.loads((tmp_path / "exit-of-the-launcher.json").read_text())["reason"] == "the disk is full"
+
+
+def test_a_launchers_file_that_cannot_be_written_changes_no_end(opened, config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(EXIT_FILE_VARIABLE, str(tmp_path / "gone" / "told"))
+    opened().close(ExitStatus.USER_ERROR, "the disk is full", 3)
+    assert json.loads((config.run.dir / "exit.json").read_text())["reason"] == "the disk is full"
+    assert "gone/told: cannot be written: No such file or directory" in caplog.text

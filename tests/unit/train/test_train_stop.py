@@ -69,6 +69,34 @@ def test_a_second_interrupt_ends_the_process_at_once():
     assert ended.returncode == -signal.SIGINT
 
 
+RANK = """
+import time
+from vitscale.train.stop import StopRequest
+stop = StopRequest()
+stop.install()
+print("ready", flush=True)
+while not stop.poll():
+    time.sleep(0.05)
+print(stop.reason, flush=True)
+"""
+
+
+@pytest.mark.fault(17)
+def test_the_end_of_an_ssh_session_is_the_end_of_a_launcher():
+    # deepspeed's processes on another machine hang on such a session, and on no other part of the launcher.
+    session = [
+        "bash",
+        "-c",
+        """exec -a 'sshd: me@notty' bash -c '"$0" -c "$1" & wait' "$0" "$1" """,
+        sys.executable,
+        RANK,
+    ]
+    with subprocess.Popen(session, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        process.kill()
+        assert process.stdout.readline() == f"the launcher (pid {process.pid}) is gone\n"
+
+
 def test_the_signals_of_a_forked_child_are_its_own(stop):
     pid = os.fork()
     if pid == 0:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from vitscale.config import Config, WatchdogSection
 from vitscale.errors import ExitStatus, RunDirectoryError
-from vitscale.ranks import Ranks
+from vitscale.ranks.groups import Ranks
 from vitscale.train import lock as lock_module
 from vitscale.train.beats import BEAT_BYTES, Beat, Part, all_asked, beat_file, read_beat, verdict
 from vitscale.train.lock import ProcessMark

@@ -1,0 +1,77 @@
+"""Joining and leaving a group, the device of a rank, and the small collectives."""
+
+import os
+import socket
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+from distributed_runner import run_distributed_test
+from free_port import free_port
+
+from vitscale.errors import LaunchError
+from vitscale.ranks import groups
+from vitscale.ranks.groups import choose_device
+
+
+def test_device():
+    assert choose_device(3, gpus=0) == torch.device("cpu")
+    assert choose_device(3, gpus=4) == torch.device("cuda", 3)
+    with pytest.raises(LaunchError, match=r"LOCAL_RANK 4 has no GPU, the node shows 4: start at most 4 ranks"):
+        choose_device(4, gpus=4)
+
+
+@pytest.fixture
+def alone():
+    """A group of one, in an environment that is put back afterwards."""
+    with mock.patch.dict(os.environ):
+        joined = groups.start()
+        yield joined
+        groups.stop()
+
+
+def test_group_of_one(alone):
+    assert (alone.rank, alone.world_size, alone.is_main) == (0, 1, True)
+    assert dist.is_initialized()
+    assert [alone.any(True), alone.any(False)] == [True, False]
+    given_tensor = torch.tensor([1.0, 2.0])
+    total = alone.sum(given_tensor)
+    total += 1  # the caller's tensor is another one
+    assert given_tensor.tolist() == [1.0, 2.0]
+    assert alone.broadcast_object({"a": 1}) == {"a": 1}
+    alone.barrier()
+    assert {key: os.environ[key] for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} == {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+    }
+
+
+def join_by_mpi(rank, world_size, master, port):
+    """A rank that mpirun started, alone on its node."""
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"):
+        del os.environ[key]
+    places = {"RANK": rank, "SIZE": world_size, "LOCAL_RANK": 0, "LOCAL_SIZE": 1}
+    os.environ.update({f"OMPI_COMM_WORLD_{key}": str(value) for key, value in places.items()})
+    os.environ.update(MASTER_ADDR=master, MASTER_PORT=str(port))
+    me = groups.start(timeout_s=60)
+    me.barrier()
+    votes = [me.any(False), me.any(me.rank == 1), me.any(True)]
+    total = me.sum(torch.tensor([1.0 + me.rank, 10.0]))
+    seen = [me.rank, me.is_main, votes, total.tolist(), me.broadcast_object(f"from {me.rank}")]
+    groups.stop()
+    return [*seen, os.environ["RANK"], bool(os.environ["GLOO_SOCKET_IFNAME"])]
+
+
+def test_two_ranks_meet_at_an_ipv6_address_and_agree():
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+            master, port = "[::1]", probe.getsockname()[1]
+    except OSError:  # a container without IPv6
+        master, port = "127.0.0.1", free_port()
+    assert run_distributed_test(join_by_mpi, 2, master, port, init=False) == [
+        [0, True, [False, True, True], [3.0, 20.0], "from 0", "0", True],
+        [1, False, [False, True, True], [3.0, 20.0], "from 0", "1", True],
+    ]

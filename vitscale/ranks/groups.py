@@ -1,0 +1,120 @@
+"""What the ranks of a run decide together, from joining the run to leaving it."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from vitscale.errors import LaunchError
+from vitscale.ranks.network import find_variables
+from vitscale.ranks.placement import read_placement
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the ranks, and the small collectives that need no engine.
+
+    All methods are collective: every rank calls them, in the same order, from its main thread. They run over
+    gloo on the CPU, so they neither wait for nor disturb what the device is doing.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes files and talks to the user."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        self.any(False)
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is set on at least one rank."""
+        return self.any_of(flag)[0]
+
+    def any_of(self, *flags: bool) -> list[bool]:
+        """For each of the flags whether it is set on at least one rank."""
+        votes = torch.tensor(flags, dtype=torch.int64)
+        if self.world_size > 1:
+            dist.all_reduce(votes)
+        return [count > 0 for count in votes.tolist()]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum of `tensor` over all ranks, as a new tensor of its shape, type and device."""
+        total = tensor.to("cpu", copy=True)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        return total.to(tensor.device)
+
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's `value` on every rank; what the others pass is not looked at."""
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's `value`, in rank order, on every rank."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+
+def start(timeout_s: float = 600.0) -> Ranks:
+    """Join the run that the environment describes, as one of its ranks; alone makes a group of one.
+
+    The variables that torch and DeepSpeed look for are set, whoever started the rank, and on several nodes those of
+    gloo and NCCL that nobody has set. A collective that waits longer than `timeout_s` fails.
+
+    Raises:
+        LaunchError: the environment is half-set, there are more ranks on the node than GPUs, or no way to the others.
+    """
+    placement = read_placement(os.environ)
+    device = choose_device(placement.local_rank, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    gpus = device.type == "cuda"
+    if gpus:
+        torch.cuda.set_device(device)
+    os.environ.update(
+        find_variables(placement, gpus, timeout_s, os.environ),
+        RANK=str(placement.rank),
+        WORLD_SIZE=str(placement.world_size),
+        LOCAL_RANK=str(placement.local_rank),
+        LOCAL_WORLD_SIZE=str(placement.local_world_size),
+        MASTER_ADDR=placement.master_addr,
+        MASTER_PORT=str(placement.master_port),
+    )
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    return Ranks(placement.rank, placement.world_size, placement.local_rank, placement.local_world_size, device)
+
+
+def stop() -> None:
+    """Leave the group that `start` joined."""
+    dist.destroy_process_group()
+
+
+def choose_device(local_rank: int, gpus: int) -> torch.device:
+    """The GPU that a rank uses, where its node has `gpus` of them; the CPU where it has none.
+
+    Raises:
+        LaunchError: more ranks were started on the node than GPUs are visible.
+    """
+    if gpus == 0:
+        return torch.device("cpu")
+    if local_rank >= gpus:
+        raise LaunchError(
+            f"LOCAL_RANK {local_rank} has no GPU, the node shows {gpus}: start at most {gpus} ranks a node "
+            "(CUDA_VISIBLE_DEVICES; under Slurm ask for GPUs by node, not by task)"
+        )
+    return torch.device("cuda", local_rank)

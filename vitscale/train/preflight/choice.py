@@ -1,0 +1,90 @@
+"""Which nodes of a job are sound, and which of them the run gets: decided without touching anything."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from vitscale.errors import ExitStatus
+from vitscale.train.preflight import rules
+from vitscale.train.preflight.reports import Standing
+from vitscale.train.preflight.rules import Evidence
+
+_FAULTS = (
+    rules.missing,
+    rules.failed_checks,
+    rules.other_facts,
+    rules.silent_ranks,
+    rules.broken_devices,
+    rules.unmet,
+    rules.late,
+    rules.dead_pairs,
+    rules.last_stage,
+)
+_SLOWNESS = (rules.slow_devices, rules.slow_networks)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the evidence comes to for one node, in lines of text."""
+
+    node: str
+    faults: tuple[str, ...] = ()
+    """For which it is not used."""
+    slow: tuple[str, ...] = ()
+    """For which it is used only where there are too few others."""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What becomes of the nodes of a job."""
+
+    used: tuple[str, ...] = ()
+    """In the order of the node list; none where the run cannot start."""
+    status: ExitStatus = ExitStatus.FINISHED
+    reason: str = ""
+    """One line, where the run cannot start."""
+
+
+def judge(evidence: Evidence) -> list[Verdict]:
+    """What speaks against each node, in the order of the node list."""
+
+    def lines(node: str, found: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(line for about, line in found if about == node))
+
+    faults = [line for rule in _FAULTS for line in rule(evidence)]
+    slowness = [line for rule in _SLOWNESS for line in rule(evidence)]
+    told = list(rules.warnings(evidence))
+    return [Verdict(node, lines(node, faults), lines(node, slowness), lines(node, told)) for node in evidence.nodes]
+
+
+def choose(evidence: Evidence, wanted: int, least: int, usable: Callable[[int], int]) -> Choice:
+    """The nodes that the run gets: sound ones as they come in the list, slow ones only where there are too few.
+
+    Args:
+        evidence: all of it.
+        wanted: nodes that the run should have.
+        least: nodes that it can do with.
+        usable: the most nodes that the run's batch splits on, of so many; 0 for none.
+
+    Returns:
+        A choice of no nodes with a user's error where the same check fails everywhere, as it would at any other try;
+        as worth another try where too few nodes are sound or they do not work together.
+    """
+    if shared := rules.shared_faults(evidence):
+        mend = any(fault.standing == Standing.MEND for fault in shared)
+        status = ExitStatus.USER_ERROR if mend else ExitStatus.TRANSIENT
+        return Choice(status=status, reason=f"on every node: {shared[0].said}")
+    if fault := rules.network_fault(evidence):
+        return Choice(status=ExitStatus.TRANSIENT, reason=fault)
+    verdicts = judge(evidence)
+    sound = [v.node for v in verdicts if not v.faults and not v.slow]
+    slow = [v.node for v in verdicts if not v.faults and v.slow]
+    for candidates in (sound, [*sound, *slow]):
+        taken = candidates[: usable(min(wanted, len(candidates)))]
+        if len(taken) >= least:
+            return Choice(tuple(node for node in evidence.nodes if node in taken))
+    return Choice(
+        status=ExitStatus.TRANSIENT,
+        reason=f"{len(sound) + len(slow)} of {len(verdicts)} nodes can be used, the run needs {least}: mend the "
+        "others, ask for more with --spare-nodes, or for fewer with --min-nodes",
+    )

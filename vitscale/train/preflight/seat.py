@@ -1,0 +1,76 @@
+"""Where a rank of the preflight is, how long it waits, and the report that it writes over as it comes on."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitscale.train.preflight.reports import RankReport, write_report
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The longest that a rank waits."""
+
+    wait_s: float = 90.0
+    """For ranks that have not come yet, once this node has looked at itself."""
+    inspection_s: float = 180.0
+    """Beyond that, for other nodes to look at themselves."""
+    pair_s: float = 15.0
+    """For one pair of nodes."""
+    all_ranks_s: float = 60.0
+    """For each collective among all ranks, and until they have found each other."""
+    total_s: float = 240.0
+    """For everything after the meeting, whatever hangs; then the process ends itself."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank is."""
+
+    node: str
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+
+class Progress:
+    """This rank's report, in the folder from the beginning, and what ends the process should a check hang."""
+
+    def __init__(self, folder: Path, seat: Seat) -> None:
+        """Write that the rank is there; raises OSError."""
+        self.report = RankReport(seat.node, seat.rank, seat.local_rank, str(seat.device))
+        self._folder = folder
+        self._lock = threading.Lock()
+        self.note()
+
+    def note(self, **changes: Any) -> None:
+        """Write down what is new; raises OSError."""
+        with self._lock:
+            self.report = replace(self.report, **changes)
+            write_report(self._folder, self.report)
+
+    @contextlib.contextmanager
+    def bounded(self, limit_s: float) -> Iterator[None]:
+        """What happens inside and hangs is written down after so long, and the process ends."""
+
+        def give_up() -> None:
+            try:
+                self.note(fault=f"no end after {limit_s:g} s")
+            finally:
+                os._exit(0)
+
+        timer = threading.Timer(limit_s, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
