@@ -105,9 +105,14 @@ class ChaosRun:
         self._fruitless = self._known_starts = 0
 
     @property
-    def harms(self) -> int:
-        """Lives that a signal was sent to, and damages."""
-        return sum(life.blow != "none" for life in self.lives) + sum(bool(life.damage) for life in self.lives)
+    def kills(self) -> int:
+        """Lives that ended by a rank's sudden death."""
+        return sum(life.blow not in ("none", "ask to stop") for life in self.lives)
+
+    @property
+    def damages(self) -> int:
+        """Lives that found checkpoints or pointer damaged."""
+        return sum(bool(life.damage) for life in self.lives)
 
     def go(self, most_lives: int, phases: Sequence[str] = ()) -> None:
         """Live until the run is finished; the last of `most_lives` is left in peace.
