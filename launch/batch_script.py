@@ -5,10 +5,11 @@ rank 0 is requeued like any other. Its words are bash, which is there when a bro
 """
 
 import shlex
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from job_request import JobRequest
+from job_request import LAST_CALL_S, JobRequest
 
 from vitscale.errors import EXIT_FILE_VARIABLE, ExitStatus
 
@@ -16,8 +17,12 @@ LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "M
 NO_OTHER_TRY = (ExitStatus.FINISHED, ExitStatus.USER_ERROR, ExitStatus.DIVERGED)
 UNSTARTED_LIMIT = 10
 """Starts in a row that never reach the training. From there on the trainer itself counts, and ends fruitless ones."""
-PREFLIGHT_LIMIT_S = 480
-"""More than its parts may take together."""
+PREFLIGHT_LIMIT_S = 600
+"""What its parts take together at most, the start of Python on all nodes among them."""
+TOLD_TO_STOP = " | ".join(str(128 + signum) for signum in (signal.SIGUSR2, signal.SIGTERM))
+"""Statuses of a step whose ranks had no handler yet when the signal came."""
+REQUEUE_TRIES = 60
+"""At 10 s, and some more in which Slurm's commands wait for an answer."""
 # Slurm sends the signal up to this much earlier than asked, and whole seconds go into rounding.
 SIGNAL_SLACK_S = 65
 
@@ -42,8 +47,9 @@ class Job:
 
     @property
     def mounts(self) -> list[str]:
-        """What a container sees of the file system."""
-        folders = [self.workdir, self.folder, *self.run_dirs]
+        """What a container sees of the file system: also where links lead, which it cannot follow by itself."""
+        named = [self.workdir, self.folder, *self.run_dirs]
+        folders = [*named, *(path.resolve() for path in named)]
         outermost = [path for path in folders if not any(other in path.parents for other in folders)]
         return list(dict.fromkeys([*map(str, outermost), *self.request.container_mounts]))
 
@@ -65,7 +71,7 @@ def srun_arguments(job: Job) -> list[str]:
     return [
         "--open-mode=append",  # a requeued job goes on with the log it has
         "--kill-on-bad-exit=0",  # the first rank that ends with 75 must not cost the others their last writes
-        "--wait=600",  # but ranks that hang after another's end are killed
+        "--wait=1800",  # but ranks that hang after another's end are killed; rank 0's last upload may take 1500 s
         *_step_arguments(job),
     ]
 
@@ -78,6 +84,9 @@ def setup_lines(job: Job) -> list[str]:
         "# Left over from another launch, these would count more than what Slurm says of a rank.",
         f"unset {' '.join(LAUNCHER_VARIABLES)}",
         *request.env_setup,
+        "# A shell that ends at the first fault would end before the job is requeued.",
+        "set +eu +o pipefail",
+        "trap - ERR EXIT",
         "",
         "# A job may wait for long. It runs the code and the config as they were when it was submitted.",
         f"export PYTHONPATH={_quote(job.code)}:{_quote(job.code / 'launch')}${{PYTHONPATH:+:$PYTHONPATH}}",
@@ -92,8 +101,15 @@ def setup_lines(job: Job) -> list[str]:
         'mkdir -p "$attempt"',
         f"export {EXIT_FILE_VARIABLE}=$attempt/exit.json",
         'generation=$(cat "$run_dir/generation" 2>/dev/null)',
+        "# Of this job's earlier starts. Read once: the ranks' end and the timer below may both come to `finish`.",
+        f"timeouts=0 unstarted=0 counts={_quote(job.folder)}/restarts-$job",
+        '[ ! -e "$counts" ] || . "$counts"',
+        "",
+        *_questions(),
         "",
         *_finish(job),
+        "",
+        *_timer(),
         *(_preflight(job) if request.preflight else ()),
     ]
 
@@ -123,22 +139,41 @@ def _preflight(job: Job) -> list[str]:
     request, tasks = job.request, job.request.ranks_per_node
     step = _step_arguments(job)
     check = f'{python_command(job)} -m vitscale preflight "$config"'
-    everywhere = ["srun", "--kill-on-bad-exit=0", f"--ntasks-per-node={tasks}", *step]
+    # Ranks that are done must not cost the others their talk: --wait=0 is without end, whatever the site's WaitTime is.
+    everywhere = ["srun", "--kill-on-bad-exit=0", "--wait=0", f"--ntasks-per-node={tasks}", *step]
     choose = f'{check} --choose "$attempt" --nodes {request.nodes} --min-nodes {request.fewest_nodes} '
     choose += f"--tasks-per-node {tasks}"
     if any(argument.startswith("--container") for argument in step):  # it is no Python of this machine
         choose = f'srun --nodes=1 --ntasks=1 --nodelist="$SLURMD_NODENAME" {shlex.join(step)} {choose}'
     return [
         "",
-        "# What a node does not report counts as broken, so this one's status is not looked at.",
         f'timeout --kill-after=10 {PREFLIGHT_LIMIT_S} {shlex.join(everywhere)} {check} --report "$attempt"',
+        "# What a node does not report counts as broken, so of its statuses only a signal's count: the job is to stop.",
+        f"case $? in {TOLD_TO_STOP}) finish {ExitStatus.RUN_AGAIN:d} ;; esac",
         choose,
         "status=$?",
+        "# Without a verdict something is wrong with this very node.",
+        f'[ $status = 0 ] || [ -s "$attempt/report.json" ] || status={ExitStatus.TRANSIENT:d}',
         "[ $status = 0 ] || finish $status",
         "# srun takes these in place of options: the ranks run on the nodes that were chosen, and on no other.",
         'export SLURM_HOSTFILE="$attempt/hosts" SLURM_DISTRIBUTION=arbitrary',
         'export SLURM_NTASKS=$(wc -l <"$SLURM_HOSTFILE")',
-        f"export SLURM_NNODES=$((SLURM_NTASKS / {tasks}))",
+    ]
+
+
+def _questions() -> list[str]:
+    """Functions that ask Slurm."""
+    count = "for (i = 0; i < NF; i++) s += $(NF - i) * (i < 3 ? 60 ^ i : 86400)"
+    return [
+        "left() {  # seconds to the time limit; nothing where there is none, or no answer",
+        '  squeue --noheader --jobs="$job" --format=%L |',
+        f"    awk -F '[-:]' '/^[0-9]/ {{ {count}; print s }}'",
+        "}",
+        "",
+        "overtaken() {  # a node that was cut off may run this script while the job has started anew on another",
+        "  known=$(scontrol --oneliner show job \"$job\" 2>/dev/null | sed -n 's/.* Restarts=\\([0-9]*\\).*/\\1/p')",
+        '  [ "${known:-0}" -gt "${SLURM_RESTART_COUNT:-0}" ]',
+        "}",
     ]
 
 
@@ -147,21 +182,18 @@ def _finish(job: Job) -> list[str]:
     request = job.request
     limit_s = request.signal_delay_s + SIGNAL_SLACK_S
     no_other_try = " | ".join(str(int(status)) for status in NO_OTHER_TRY)
-    count = "for (i = 0; i < NF; i++) s += $(NF - i) * (i < 3 ? 60 ^ i : 86400)"
     return [
         "finish() {",
+        '  kill "$timer" 2>/dev/null  # in the timer itself it is empty',
         "  # Rank 0's word, else the step's status: 128 + the signal where a rank was killed, or the ranks' highest.",
         f'  status=$(sed -n \'s/^{{"status": \\([0-9]*\\),.*/\\1/p\' "${EXIT_FILE_VARIABLE}" 2>/dev/null)',
         "  status=${status:-$1}",
         f"  case $status in {no_other_try}) exit $status ;; esac",
-        "  timeouts=0 unstarted=0",
-        f"  counts={_quote(job.folder)}/restarts-$job",
-        '  [ ! -e "$counts" ] || . "$counts"',
+        "  ! overtaken || exit $status",
         "  # By the limit: the end that Slurm gives a preempted job is another.",
-        '  left_s=$(squeue --noheader --jobs="$job" --format=%L |',
-        f"    awk -F '[-:]' '/^[0-9]/ {{ {count}; print s }}')",
+        "  left_s=$(left)",
         f'  [ "${{left_s:-{limit_s + 1}}}" -gt {limit_s} ] || timeouts=$((timeouts + 1))',
-        "  unstarted=$((unstarted + 1))",
+        f"  case $status in {ExitStatus.RUN_AGAIN:d} | {TOLD_TO_STOP}) ;; *) unstarted=$((unstarted + 1)) ;; esac",
         '  [ "$(cat "$run_dir/generation" 2>/dev/null)" = "$generation" ] || unstarted=0',
         '  echo "timeouts=$timeouts unstarted=$unstarted" >"$counts"',
         f"  if [ $timeouts -gt {request.max_timeouts} ]; then",
@@ -172,10 +204,27 @@ def _finish(job: Job) -> list[str]:
         '    echo "job $job did not reach the training in $unstarted starts: see above why"',
         "    exit $status",
         "  fi",
-        "  for try in 1 2 3 4 5 6; do  # the controller may be restarting",
+        f"  for try in {{1..{REQUEUE_TRIES}}}; do  # a new controller may take 20 minutes",
+        "    ! overtaken || exit $status",
         '    scontrol requeue "$job" && sleep 600  # Slurm ends the script meanwhile',
+        '    [ $try -lt 6 ] || [ -z "$known" ] || break  # it answers, and does not want to',
         "    sleep 10",
         "  done",
         "  exit $status",
         "}",
+    ]
+
+
+def _timer() -> list[str]:
+    """The same in time, where ranks hang, or save for too long, after the limit's signal."""
+    return [
+        "# Where ranks hang, or save for too long, the limit would end this script too, and the job as TIMEOUT.",
+        "timer=",
+        "(",
+        f'  while left_s=$(left); [ "${{left_s:-600}}" -gt {LAST_CALL_S} ]; do',
+        f"    sleep $((${{left_s:-600}} - {LAST_CALL_S - 5}))",
+        "  done",
+        f"  finish {ExitStatus.RUN_AGAIN:d}",
+        ") &",
+        "timer=$!",
     ]

@@ -19,6 +19,7 @@ OVER = {
     FORGOTTEN,
 }  # fmt: skip
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.5, 20.0
+LONGEST_ANSWER_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,24 @@ def read_partitions(sinfo: str) -> tuple[dict[str, Partition], str | None]:
 
 
 def check_partition(request: JobRequest, partitions: dict[str, Partition], default: str | None) -> None:
-    """See that a partition can ever run the job.
+    """See that a partition, or one of several with commas between, can ever run the job.
 
     Raises:
-        LaunchError: there is none of that name, or it has less than is asked for.
+        LaunchError: there is none of that name, or all have less than is asked for.
     """
-    name = request.partition or default
-    if name is None:
+    names = (request.partition or default or "").split(",")
+    if names == [""]:
         return  # Slurm says what is missing
-    if name not in partitions:
-        raise LaunchError(f"--partition {name}: this cluster has none: use {' or '.join(sorted(partitions))}")
-    partition = partitions[name]
+    for name in names:
+        if name not in partitions:
+            raise LaunchError(f"--partition {name}: this cluster has none: use {' or '.join(sorted(partitions))}")
+    lacks = [_lack(request, name, partitions[name]) for name in names]
+    if all(lacks):
+        raise LaunchError(lacks[0])
+
+
+def _lack(request: JobRequest, name: str, partition: Partition) -> str:
+    """What a partition has less of than is asked for, and the mend; empty if nothing."""
     cpus = request.ranks_per_node * (request.cpus_per_task or 1)
     time_min = time_limit_min(request.time)
     asked = {
@@ -75,7 +83,8 @@ def check_partition(request: JobRequest, partitions: dict[str, Partition], defau
     }  # fmt: skip
     for option, (wanted, most, what) in asked.items():
         if wanted > most:
-            raise LaunchError(f"{option}: partition {name} has at most {most} {what}: ask for less, or for another")
+            return f"{option}: partition {name} has at most {most} {what}: ask for less, or for another"
+    return ""
 
 
 def check_cluster(request: JobRequest) -> None:
@@ -84,7 +93,7 @@ def check_cluster(request: JobRequest) -> None:
     Raises:
         LaunchError: the job could never run.
     """
-    done = _ask("sinfo", "--noheader", "--exact", "--format=%P|%D|%c|%G|%l")
+    done = _ask("sinfo", "--all", "--noheader", "--exact", "--format=%P|%D|%c|%G|%l")
     if done.returncode == 0 and done.stdout:
         check_partition(request, *read_partitions(done.stdout))
 
@@ -164,4 +173,7 @@ def await_end(job_ids: Sequence[str], look: Callable[[], None]) -> int:
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LONGEST_ANSWER_S)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", "no answer")

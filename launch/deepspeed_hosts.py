@@ -49,7 +49,8 @@ def main(master_addr: str | None, master_port: int, hostfile: Path, arguments: S
         click.echo(f"error: {error}", err=True)
         sys.exit(error.status)
     master = [f"--master_port={master_port}", *([f"--master_addr={master_addr}"] if master_addr else [])]
-    command = ["deepspeed", f"--hostfile={hostfile}", *master, "--module", "vitscale", "train", *arguments]
+    deepspeed = [sys.executable, "-m", "deepspeed.launcher.runner"]  # that of this Python, wherever PATH leads
+    command = [*deepspeed, f"--hostfile={hostfile}", *master, "--module", "vitscale", "train", *arguments]
     # Below the working directory, which all machines see: rank 0 may be on any of them.
     with tempfile.TemporaryDirectory(prefix=".vitscale-exit-", dir=Path.cwd()) as folder:
         exit_file, settings = Path(folder) / "exit.json", Path(folder) / "environment"

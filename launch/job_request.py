@@ -13,6 +13,8 @@ from vitscale.errors import LaunchError
 
 CLUSTERS = Path(__file__).parents[1] / "configs" / "cluster"
 SITE_FILE = Path("~/.config/vitscale/site.yaml")
+LAST_CALL_S = 60
+"""Before its time limit, at which a job whose ranks still run is requeued: enough for a slow controller."""
 
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
@@ -191,6 +193,11 @@ def _check(request: JobRequest) -> None:
     if not request.preflight and (request.min_nodes is not None or request.spare_nodes):
         raise LaunchError(
             "--no-preflight with --min-nodes or --spare-nodes: the preflight chooses the nodes, leave one of them out"
+        )
+    if request.signal_delay_s <= LAST_CALL_S:
+        raise LaunchError(
+            f"--signal-delay {request.signal_delay_s}: {LAST_CALL_S} s before its limit the job is requeued as it is, "
+            "give the ranks more to checkpoint in"
         )
     if request.signal_delay_s >= 60 * time_limit_min(request.time):
         raise LaunchError(

@@ -22,15 +22,15 @@ def plan_of(config: Config, request: JobRequest, nodes: int) -> dict[str, Any]:
     """
     device = "cpu" if request.gpus_per_node is None else "cuda"
     found: dict[str, Any] = _planner().draw_plan(
-        config, nodes * request.ranks_per_node, request.hbm_gb, RESERVE_GB, device
+        config, nodes * request.ranks_per_node, request.hbm_gb, RESERVE_GB, device, request.ranks_per_node
     )
     return found
 
 
 def plan_lines(plan: Mapping[str, Any]) -> str:
-    """The plan as `vitscale plan` prints it, the resolved config first."""
-    text: str = _planner().plan_text(plan)
-    return text
+    """The plan as `vitscale plan` prints it: the resolved config first, what lost nodes leave last."""
+    planner = _planner()
+    return "\n\n".join(filter(None, (planner.plan_text(plan), planner.elastic_text(plan))))
 
 
 def check_memory(plan: Mapping[str, Any]) -> None:

@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import io
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -18,6 +20,9 @@ from sweep import Point
 from training_task import train_in_task
 
 from vitscale.errors import LaunchError
+
+OF_THE_JOB_AROUND = ("SLURM_", "SRUN_", "SUBMITIT_")
+OF_THE_CLUSTER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 
 
 class Executor(SlurmExecutor):
@@ -75,6 +80,7 @@ def draw_executor(job: Job, name: str) -> Executor:
         exclude=request.exclude,
         dependency=request.dependency,
         comment=request.comment,
+        wckey=None,  # submitit's own may be none of the account's
         time=time_limit_min(request.time),
         signal_delay_s=request.signal_delay_s,
         stderr_to_stdout=True,
@@ -101,12 +107,14 @@ def hand_in(job: Job, points: Sequence[Point], name: str, options: Sequence[str]
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         job.folder.chmod(0o700)  # submitit's pickles: who can write them can run code as this user
-        take_snapshot(job.folder, code_sources())
+        job = replace(job, code=take_snapshot(job.folder, code_sources()))  # of what a file was saved as meanwhile
         job.configs.mkdir(exist_ok=True)
         for index, point in enumerate(points):
             (job.configs / f"{index}.yaml").write_text(_config_text(point), encoding="utf-8")
     except OSError as error:
-        raise LaunchError(f"{job.folder}: cannot be written: {error.strerror}: choose another run.dir") from None
+        raise LaunchError(
+            f"{job.folder}: cannot be written: {error.strerror or error}: choose another run.dir"
+        ) from None
     record = environment()
     ids = _submit(draw_executor(job, name), [[str(job.configs / f"{i}.yaml"), *options] for i in range(len(points))])
     record_environment(job.folder / f"environment-{ids[0].partition('_')[0]}.json", record)
@@ -117,13 +125,28 @@ def hand_in(job: Job, points: Sequence[Point], name: str, options: Sequence[str]
 
 def _submit(executor: Executor, arguments: Sequence[list[str]]) -> list[str]:
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # submitit prints there what it raises as well
+        # submitit prints to stderr what it raises as well.
+        with _outside_any_job(), contextlib.redirect_stderr(io.StringIO()):
             if len(arguments) == 1:
                 return [str(executor.submit(train_in_task, arguments[0]).job_id)]
             return [str(job.job_id) for job in executor.map_array(train_in_task, arguments)]
     except FailedJobError as error:
         refusal = [line for line in str(error).splitlines() if line.strip()][-1]
         raise LaunchError(f"Slurm takes no job: {refusal}; look at the script with --dry-run") from None
+
+
+@contextlib.contextmanager
+def _outside_any_job() -> Iterator[None]:
+    """Without the variables of a job around this process, which sbatch and the new job would take for their own."""
+    inside = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(OF_THE_JOB_AROUND) and not name.startswith(OF_THE_CLUSTER)
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(inside)
 
 
 def _config_text(point: Point) -> str:

@@ -49,7 +49,7 @@ FAULTS: dict[int, tuple[str, str]] = {
 }  # fmt: skip
 
 
-def tests_by_fault() -> dict[int, list[str]]:
+def named_tests() -> dict[int, list[str]]:
     """Fault number -> `file::test` of every test that names it, and the mark `slow` where it has it."""
     found: dict[int, list[str]] = defaultdict(list)
     for path in sorted(TESTS.rglob("test_*.py")):
@@ -69,7 +69,7 @@ def tests_by_fault() -> dict[int, list[str]]:
 def table() -> str:
     """The table as Markdown."""
     lines = ["| # | fault | what happens | tests |", "|--:|---|---|---|"]
-    known = tests_by_fault()
+    known = named_tests()
     for number, (fault, expected) in FAULTS.items():
         tests = "<br>".join(f"`{name}`" for name in known[number])
         lines.append(f"| {number} | {fault} | {expected} | {tests} |")

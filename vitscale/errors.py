@@ -5,14 +5,33 @@ is wrong, where (file, key, flag, shard or tag), and the mend. The command line 
 traceback, and ends with the error's `status`.
 """
 
+import errno
 import signal
 from enum import IntEnum
+from typing import Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 """Signals that ask a run to save at the step boundary and to exit with RUN_AGAIN."""
 
 EXIT_FILE_VARIABLE = "VITSCALE_EXIT_FILE"
 """Environment variable: a second place to write exit.json to, for a launcher that does not know the run."""
+
+
+PASSING_FAULTS = frozenset(
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.ESHUTDOWN,
+        errno.ENOTCONN,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.EREMOTEIO,
+    }
+)
+"""What a network file system says while its server is away or has thrown a client out (Lustre: ESHUTDOWN, ENOTCONN),
+and a disk of a fault that another node does not have."""
 
 
 class ExitStatus(IntEnum):
@@ -31,6 +50,14 @@ class VitscaleError(Exception):
     status = ExitStatus.USER_ERROR
     told = False
     """Whether another rank tells the user already, because all of them raise the same error."""
+
+    @classmethod
+    def of_system(cls, fault: OSError, message: str) -> Self:
+        """The error for a fault of the system, worth another try where that is one of `PASSING_FAULTS`."""
+        error = cls(message)
+        if fault.errno in PASSING_FAULTS:
+            error.status = ExitStatus.TRANSIENT
+        return error
 
 
 class ConfigError(VitscaleError):

@@ -46,7 +46,7 @@ def micro_batches(step, rank, world_size):
     teacher_logits = torch.randn(GLOBAL_BATCH, CLASSES, generator=generator)
     targets = Targets(labels, labels.roll(1), torch.rand(GLOBAL_BATCH, generator=generator), teacher_logits)
     for rows in torch.arange(GLOBAL_BATCH)[rank::world_size].split(MICRO_BATCH):
-        yield images[rows], Targets(*(part[rows] for part in targets))
+        yield images[rows], targets.rows(rows)
 
 
 def curve(kind, stage, rank, world_size, head_multiple=64):

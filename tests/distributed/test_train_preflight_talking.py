@@ -10,15 +10,17 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
+from batch_script import PREFLIGHT_LIMIT_S
 from distributed_runner import run_distributed_test
 from free_port import free_port
 
 from vitscale.errors import LaunchError
-from vitscale.train.preflight import meeting
+from vitscale.train.preflight import measure, meeting
 from vitscale.train.preflight.choice import choose, judge
-from vitscale.train.preflight.gates import store_at
+from vitscale.train.preflight.gates import all_come, store_at
 from vitscale.train.preflight.measure import matmul_rate, try_device
 from vitscale.train.preflight.meeting import attend, draw_roster
+from vitscale.train.preflight.node import CHECKS_LIMIT_S
 from vitscale.train.preflight.reports import Finding, NodeReport, RankReport, Stage, Standing, read_reports
 from vitscale.train.preflight.rules import Evidence
 from vitscale.train.preflight.seat import Limits, Progress, Seat
@@ -51,10 +53,10 @@ def evidence(folder, count):
 def one_is_slow(rank, world_size, port, folder):
     real = dist.all_reduce
 
-    def slow(tensor):
+    def slow(tensor, async_op):
         if dist.get_world_size() == 2:
             time.sleep(SLOW_S)
-        real(tensor)
+        return real(tensor, async_op=async_op)
 
     # As on a node whose link is bad, but for the talk of all ranks, which is told by nobody and would take long.
     with mock.patch.object(dist, "all_reduce", slow if rank == 2 else real):
@@ -101,8 +103,8 @@ def test_what_never_comes_or_hangs_is_named_and_the_others_go_on(tmp_path):
     assert (by_node["n2"].left_out, by_node["n2"].pairs) == (True, ())
     for node in ("n0", "n1"):
         assert by_node[node].stage == Stage.OVER
-        assert {pair.peer: bool(pair.fault) for pair in by_node[node].pairs} == {
-            "n3": True, ({"n0", "n1"} - {node}).pop(): False,
+        assert {pair.peer: pair.fault for pair in by_node[node].pairs} == {
+            "n3": "not all ranks came", ({"n0", "n1"} - {node}).pop(): "",
         }  # fmt: skip
         assert len(by_node[node].transfers) == 6
     assert choose(found, 2, 2, lambda nodes: nodes).used == ("n0", "n1")
@@ -126,7 +128,9 @@ def test_rank_0_whose_port_is_taken_says_so(tmp_path):
 
 
 def test_a_rank_that_finds_no_rank_0_says_so_in_time(tmp_path):
-    found = attend_as(1, 2, free_port(), tmp_path, Limits(wait_s=0.2, inspection_s=0.2))
+    limits = Limits(wait_s=0.1, inspection_s=0.1, device_s=0.1)
+    with mock.patch.object(os, "_exit"):  # on a machine that is busy these are short
+        found = attend_as(1, 2, free_port(), tmp_path, limits)
     assert (found.stage, found.fault.startswith("no way to rank 0: ")) == (Stage.MEETING, True)
 
 
@@ -142,10 +146,23 @@ def test_a_node_without_a_way_to_the_others_says_so(tmp_path):
 def test_a_check_that_hangs_ends_the_process_with_its_place_on_record(tmp_path):
     ended = threading.Event()
     progress = Progress(tmp_path, Seat("n0", 0, 1, 0, 1, CPU))
+    progress.note(stage=Stage.PAIRS)
     with mock.patch.object(os, "_exit", side_effect=lambda status: ended.set()), progress.bounded(0.01):
         assert ended.wait(10)
-    (found,) = read_reports(tmp_path, ["n0"])[1]
-    assert found.fault == "no end after 0.01 s"
+    assert [rank.stage for rank in evidence(tmp_path, 1).stuck] == [Stage.PAIRS]
+
+
+def test_a_gate_opens_once_all_are_there():
+    seat = Seat("n0", 0, 2, 0, 1, CPU)
+    store = store_at(seat, "127.0.0.1", free_port(), Limits())
+    assert not all_come(store, "gate", 2, limit_s=0.1)
+    assert all_come(store, "gate", 2, limit_s=0.1)
+
+
+def test_a_launcher_gives_a_preflight_the_time_that_its_parts_may_take():
+    limits, start_s = Limits(), 60
+    assert limits.inspection_s > CHECKS_LIMIT_S
+    assert start_s + limits.coming_s + limits.total_s + limits.pair_s <= PREFLIGHT_LIMIT_S
 
 
 def ranks_of(*nodes, fault=""):
@@ -182,8 +199,22 @@ def test_a_device_is_measured_and_its_errors_are_told(monkeypatch):
     assert try_device(CPU) == (None, "CUDA error: device-side assert")
 
 
+def test_a_device_is_as_fast_as_it_is_after_a_while(monkeypatch):
+    turns, now_s = iter(range(1000)), 0.0
+
+    def wait(device):  # before and after each product, which takes twice as long when the device is hot
+        nonlocal now_s
+        now_s += next(turns) % 2 * (1 if now_s < 30 else 2)
+
+    monkeypatch.setattr(measure, "_LOAD_S", {"cpu": 60.0})
+    monkeypatch.setattr(measure, "_wait", wait)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now_s)
+    assert matmul_rate(CPU)[0] == 2 * measure._SIDE["cpu"] ** 3 / 2
+
+
 @pytest.mark.parametrize(("used", "fault"), [(3e9, ""), (40e9, "40 of its 80 GB are in use")])
 def test_a_gpu_that_somebody_uses_is_a_fault(monkeypatch, used, fault):
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (80e9 - used, 80e9))
     monkeypatch.setattr("vitscale.train.preflight.measure.matmul_rate", lambda device: (1.0, True))
     assert try_device(torch.device("cuda", 0))[1].startswith(fault)

@@ -1,10 +1,10 @@
 """Each fault that a run must survive has a test that causes it, and the page about it is true."""
 
-from fault_table import FAULTS, PAGE, tests_by_fault, with_table
+from fault_table import FAULTS, PAGE, named_tests, with_table
 
 
 def test_every_fault_has_a_test():
-    assert tests_by_fault().keys() == FAULTS.keys()
+    assert named_tests().keys() == FAULTS.keys()
 
 
 def test_the_page_lists_the_tests():

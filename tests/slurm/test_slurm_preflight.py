@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slurm
 SCRIPT = """#!/bin/bash
 #SBATCH --nodes=4 --ntasks-per-node=1 --output=job.log
 export OMP_NUM_THREADS=1
-srun --kill-on-bad-exit=0 bash -c '
+srun --kill-on-bad-exit=0 --wait=0 bash -c '
     [ $SLURMD_NODENAME = vsn2 ] && export PYTHONPATH=$PWD/other
     exec {python} -m vitscale preflight micro.yaml --report out'
 {python} -m vitscale preflight micro.yaml --choose out --nodes 2 --tasks-per-node 1 || exit

@@ -140,7 +140,7 @@ def test_time_limit_is_told_and_counted(cluster, submit):
 stop_on(signal.SIGUSR2)
 time.sleep(60)
 """,
-        *["--time", "1", "--signal-delay", "55", "--max-timeouts", "0"],
+        *["--time", "2", "--signal-delay", "115", "--max-timeouts", "0"],
     )
     assert ended(cluster, job_id) == ("FAILED", "75", "0")
 
@@ -172,24 +172,34 @@ time.sleep(60)
     assert ended(cluster, job_id)[::2] == ("CANCELLED", "0")
 
 
+@pytest.mark.slow  # a limit is a minute at least, and that long before it the job is requeued
+def test_ranks_that_outlast_the_time_limit_are_requeued_before_it(cluster, submit):
+    job_id = submit(
+        """
+signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+time.sleep(600 if attempt == 0 else 0)
+sys.exit(0)
+""",
+        *["--time", "2", "--signal-delay", "115"],
+    )
+    job = cluster.wait_for_job(job_id, ["COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"], limit_s=200)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1")
+
+
 def test_signals_belong_to_the_trainer(cluster, submit, tmp_path):
     job_id = submit("""
 started()
 while attempt == 0 and not Path("ready").exists():
     time.sleep(0.05)
 stop_on(signal.SIGUSR2)
-Path(f"installed.{rank}").touch()
 time.sleep(60 if attempt == 0 else 0)
 sys.exit(0)
 """)
     await_files(tmp_path, "started.0.0", "started.0.1")
-    cluster.run(["scancel", "--signal=USR2", job_id])
+    cluster.run(["scancel", "--signal=USR2", job_id])  # before there is a handler
     time.sleep(0.5)
-    cluster.run(["scancel", "--signal=TERM", job_id])
-    (tmp_path / "ready").touch()
-    await_files(tmp_path, "installed.0", "installed.1")
     assert cluster.job(job_id)["JobState"] == "RUNNING"
-    cluster.run(["scancel", "--signal=USR2", job_id])
+    (tmp_path / "ready").touch()
     assert ended(cluster, job_id) == ("COMPLETED", "0", "1")
 
 

@@ -138,7 +138,7 @@ class _StoredState:
                     for piece in of_file:
                         _fill(piece, file, buffer)
             except OSError as error:
-                raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+                raise CheckpointError.of_system(error, f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _fill(piece: _Piece, file: FileIO, buffer: Tensor) -> None:

@@ -26,10 +26,8 @@ from vitscale.train.preflight.rules import Evidence
     "--wait",
     "wait_s",
     type=click.FloatRange(min=0, min_open=True),
-    default=90.0,
-    show_default=True,
     metavar="SECONDS",
-    help="With --report: for ranks that do not come.",
+    help="With --report: for ranks that do not come; 90 if not given.",
 )
 @click.option(
     "--choose", "chosen", type=click.Path(path_type=Path), metavar="DIR", help="Choose nodes by what is there."
@@ -41,7 +39,7 @@ def command(
     config: Path,
     overrides: tuple[str, ...],
     report: Path | None,
-    wait_s: float,
+    wait_s: float | None,
     chosen: Path | None,
     nodes: int | None,
     min_nodes: int | None,
@@ -56,7 +54,7 @@ def command(
     \b
     Examples:
       vitscale preflight configs/in21k/vit_huge_patch14.yaml
-      srun --kill-on-bad-exit=0 --ntasks-per-node=8 vitscale preflight CONFIG.yaml --report DIR
+      srun --kill-on-bad-exit=0 --wait=0 --ntasks-per-node=8 vitscale preflight CONFIG.yaml --report DIR
       vitscale preflight CONFIG.yaml --choose DIR --nodes 8 --tasks-per-node 8
 
     \b
@@ -64,6 +62,10 @@ def command(
     """
     if report is not None and chosen is not None:
         raise click.UsageError("--report and --choose are two steps of a job: give one of them")
+    if report is None and wait_s is not None:
+        raise click.UsageError("--wait is read by the tasks alone: give it with --report")
+    if chosen is None and (nodes, min_nodes, tasks_per_node) != (None, None, None):
+        raise click.UsageError("--nodes, --min-nodes and --tasks-per-node are of the choice: give them with --choose")
     if chosen is not None:
         if nodes is None or tasks_per_node is None:
             raise click.UsageError("--choose needs --nodes and --tasks-per-node")
@@ -76,7 +78,7 @@ def command(
 
 
 def _choose(config: Config, folder: Path, nodes: int, least: int, tasks_per_node: int) -> ExitStatus:
-    """Judge what is in the folder, write and print the choice.
+    """Judge what is in the folder, write and print the choice; its report takes the place of those that were there.
 
     Raises:
         ConfigError: the batch does not split on that many ranks.
@@ -118,5 +120,8 @@ def _write(folder: Path, evidence: Evidence, verdicts: Sequence[Verdict], choice
     try:
         write_whole(folder / "report.json", json.dumps(everything, indent=1) + "\n")
         write_whole(folder / "hosts", "".join(lines))
+        # At each start of a job of thousands of ranks: all of it is in report.json.
+        for file in (*folder.glob("rank-*.json"), *(folder / f"{node}.json" for node in evidence.nodes)):
+            file.unlink(missing_ok=True)
     except OSError as error:
         raise LaunchError(f"{folder}: cannot be written: {error.strerror}: give a folder with room") from None

@@ -5,13 +5,12 @@ import socket
 from pathlib import Path
 
 import click
-import torch
 from torch.distributed.distributed_c10d import Store
 
 from vitscale.cli.preflight_text import finding_lines
 from vitscale.config import Config
 from vitscale.errors import ExitStatus, LaunchError
-from vitscale.ranks.groups import choose_device
+from vitscale.ranks.groups import choose_device, count_gpus
 from vitscale.ranks.network import find_variables
 from vitscale.ranks.placement import Placement, read_placement
 from vitscale.train.preflight.gates import store_at
@@ -22,16 +21,15 @@ from vitscale.train.preflight.reports import RankReport, Standing
 from vitscale.train.preflight.seat import Limits, Seat
 
 
-def attend_as_task(config: Config, folder: Path, wait_s: float) -> ExitStatus:
-    """This rank's part of the preflight of a job.
+def attend_as_task(config: Config, folder: Path, wait_s: float | None) -> ExitStatus:
+    """This rank's part of the preflight of a job; `wait_s` if it is not to wait as long as usual for the others.
 
     Raises:
         LaunchError: the environment is half-set, or the folder cannot be written.
     """
-    placement, limits = read_placement(os.environ), Limits(wait_s=wait_s)
+    placement, limits = read_placement(os.environ), Limits() if wait_s is None else Limits(wait_s=wait_s)
     seat = _seat(placement)
     if seat.device.type == "cuda":
-        torch.cuda.set_device(seat.device)
         # A collective that does not end is an error here, and not the end of the process.
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
 
@@ -59,7 +57,7 @@ def attend_as_task(config: Config, folder: Path, wait_s: float) -> ExitStatus:
 
 def look_around(config: Config) -> ExitStatus:
     """Check this machine, print what came out, and give the status that a run would end with."""
-    gpus = _gpus()
+    gpus = count_gpus()
     node = inspect_node(config, socket.gethostname(), max(gpus, 1), check_files=True)
     ranks = []
     for index in range(max(gpus, 1)):
@@ -75,6 +73,7 @@ def look_around(config: Config) -> ExitStatus:
 
 
 def _seat(placement: Placement) -> Seat:
+    gpus = count_gpus()
     # The name that the node list has, which need not be the host's own.
     node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     return Seat(
@@ -84,9 +83,5 @@ def _seat(placement: Placement) -> Seat:
         placement.local_rank,
         placement.local_world_size,
         # A rank without a GPU of its own says so in the node's report.
-        choose_device(min(placement.local_rank, max(_gpus() - 1, 0)), _gpus()),
+        choose_device(min(placement.local_rank, max(gpus - 1, 0)), gpus),
     )
-
-
-def _gpus() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -26,6 +26,8 @@ def choice_lines(evidence: Evidence, verdicts: Sequence[Verdict], choice: Choice
     transfers = next((rank.transfers for rank in evidence.ranks if rank.transfers), ())
     if transfers:
         lines += [f"bus bandwidth among all ranks: {', '.join(_transfers(transfers))}"]
+    elif len(choice.used) * evidence.tasks_per_node > 1:  # rank 0's node broke down, and the others have no way to meet
+        lines += ["warning: the network among all ranks was not checked: no rank came to the end of that check"]
     return lines
 
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +11,12 @@ import click
 
 from vitscale.cli.plan_text import aligned
 from vitscale.telemetry.sinks import format_duration
-from vitscale.train.run_state import Summary, find_runs, job_of, summarise
+from vitscale.train.run_state import SlurmJob, Summary, find_runs, job_of, summarise
 
 _COLUMNS = ("run", "state", "step", "loss", "val top1", "images/s", "MFU", "restarts", "left")
-_SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=PENDING", "--format=%i")
+_SQUEUE = (
+    "squeue", "--me", "--array", "--noheader", "--states=PENDING,CONFIGURING,RUNNING,COMPLETING", "--format=%i|%T|%r",
+)  # fmt: skip
 _SQUEUE_LIMIT_S = 10.0
 
 
@@ -34,9 +36,9 @@ def command(dirs: tuple[Path, ...], as_json: bool) -> None:
       vitscale runs runs/peak-lr-* --json
     """
     found = list(dict.fromkeys(run for folder in dirs for run in find_runs(folder)))
-    jobs = {run: job for run in found if (job := job_of(run)) is not None}
-    waiting = _waiting_jobs() if jobs else frozenset()
-    summaries = [summarise(run, jobs.get(run) in waiting, time.time()) for run in found]
+    ids = {run: job for run in found if (job := job_of(run)) is not None}
+    jobs = _jobs() if ids else {}
+    summaries = [summarise(run, jobs.get(ids.get(run, "")), time.time()) for run in found]
     click.echo(json.dumps([asdict(s) for s in summaries], indent=1) if as_json else "\n".join(_table(summaries)))
 
 
@@ -64,10 +66,14 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else form.format(value)
 
 
-def _waiting_jobs() -> frozenset[str]:
-    """Ids of this user's jobs that wait in Slurm's queue; none where there is no Slurm, or it does not answer."""
+def _jobs() -> Mapping[str, SlurmJob]:
+    """This user's jobs that wait or are on, by id; none where there is no Slurm, or, with a line, no answer."""
     try:
-        done = subprocess.run(_SQUEUE, capture_output=True, text=True, timeout=_SQUEUE_LIMIT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return frozenset()
-    return frozenset(done.stdout.split())
+        done = subprocess.run(_SQUEUE, capture_output=True, text=True, timeout=_SQUEUE_LIMIT_S, check=True)
+    except FileNotFoundError:
+        return {}
+    except (OSError, subprocess.SubprocessError):
+        click.echo("squeue gives no answer: runs that are queued or starting cannot be told from others", err=True)
+        return {}
+    rows = (line.split("|", 2) for line in done.stdout.splitlines() if line.count("|") >= 2)
+    return {job: SlurmJob(state, reason) for job, state, reason in rows}

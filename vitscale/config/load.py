@@ -107,7 +107,9 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = _UniqueKeyLoader) -> d
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 (a SafeLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError.of_system(error, f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, such as 2026-13-01
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None

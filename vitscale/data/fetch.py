@@ -165,14 +165,16 @@ def cut_windows(
 ) -> Iterator[Window[R]]:
     """Cut requests into windows: at every change of `round_of`, and before a window holds more than `limit_bytes`.
 
-    The first window is one request, so that the first batch need not wait for a whole one.
+    A request without rows, as of a worker to whom nothing of a micro-batch falls, goes with those before it. The first
+    window is one request, so that the first batch need not wait for a whole one.
     """
     held: list[R] = []
     rows: list[NDArray[np.int64]] = []
     held_bytes, held_round, first = 0, None, True
     for request in requests:
         own = rows_of(request)
-        size, now = int(samples.column("size", own).sum()), round_of(request) if round_of else None
+        size = int(samples.column("size", own).sum())
+        now = round_of(request) if round_of is not None and len(own) else held_round
         if held and (first or now != held_round or held_bytes + size > limit_bytes):
             yield Window(held, np.concatenate(rows))
             held, rows, held_bytes, first = [], [], 0, False

@@ -131,7 +131,7 @@ class MixtureRecipe(TrainRecipe):
             rows_of=lambda pair: pair[1],
             samples=samples,
             limit_bytes=_window_bytes(self.config, workers),
-            round_of=lambda pair: mixture.round_of(int(pair[0][0])) if len(pair[0]) else None,
+            round_of=lambda pair: mixture.round_of(int(pair[0][0])),
         )
         for (positions, rows), fetched in read_ahead(windows, _open_reader(samples, self.config), READ_THREADS):
             yield self._make(positions, rows.copy(), fetched)

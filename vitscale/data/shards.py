@@ -99,9 +99,10 @@ class LocalShards:
             return self._open[shard]
 
     def _unreadable(self, shard: str, error: OSError) -> ShardError:
-        return ShardError(
+        return ShardError.of_system(
+            error,
             f"{self.location}/{shard}: cannot be read ({error.strerror}): put the shard back or check the disk, "
-            "then start again"
+            "then start again",
         )
 
 

@@ -24,7 +24,7 @@ class Targets(NamedTuple):
     image_weights: Tensor | None = None
     """fp32 [B]: how often each image counts in the mean over the batch, 0 where it is padding; None for once each."""
 
-    def rows(self, rows: slice) -> "Targets":
+    def rows(self, rows: slice | Tensor) -> "Targets":
         """The targets of some of the images."""
         return Targets(*(None if part is None else part[rows] for part in self))  # type: ignore[arg-type]
 

@@ -1,6 +1,7 @@
 """What the ranks of a run decide together, from joining the run to leaving it."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -8,7 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from vitscale.errors import LaunchError
+from vitscale.errors import ExitStatus, LaunchError
 from vitscale.ranks.network import find_variables
 from vitscale.ranks.placement import read_placement
 
@@ -78,10 +79,10 @@ def start(timeout_s: float = 600.0) -> Ranks:
     gloo and NCCL that nobody has set. A collective that waits longer than `timeout_s` fails.
 
     Raises:
-        LaunchError: the environment is half-set, there are more ranks on the node than GPUs, or no way to the others.
+        LaunchError: the environment is half-set, GPUs are missing, or there is no way to the others.
     """
     placement = read_placement(os.environ)
-    device = choose_device(placement.local_rank, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    device = choose_device(placement.local_rank, count_gpus(), promised_gpus(os.environ))
     gpus = device.type == "cuda"
     if gpus:
         torch.cuda.set_device(device)
@@ -104,17 +105,36 @@ def stop() -> None:
     dist.destroy_process_group()
 
 
-def choose_device(local_rank: int, gpus: int) -> torch.device:
-    """The GPU that a rank uses, where its node has `gpus` of them; the CPU where it has none.
+def count_gpus() -> int:
+    """GPUs that torch sees on this node."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def promised_gpus(environ: Mapping[str, str]) -> str:
+    """The GPUs that somebody, mostly Slurm, has named for this process; empty where it may do without."""
+    named = environ.get("CUDA_VISIBLE_DEVICES", "")
+    # deepspeed, which alone sets CROSS_RANK, numbers its ranks this way on a machine without GPUs too.
+    return "" if named in ("-1", "NoDevFiles") or "CROSS_RANK" in environ else named
+
+
+def choose_device(local_rank: int, gpus: int, promised: str = "") -> torch.device:
+    """The GPU that a rank uses, where its node has `gpus` of them; the CPU where it has none and none is `promised`.
 
     Raises:
-        LaunchError: more ranks were started on the node than GPUs are visible.
+        LaunchError: there is no GPU for the rank. If only some are missing, another try may help.
     """
     if gpus == 0:
+        if promised:
+            raise LaunchError(
+                f"CUDA_VISIBLE_DEVICES={promised}, but torch sees no GPU: see the driver, and that torch is built for "
+                "CUDA, or unset it to run on CPUs"
+            )
         return torch.device("cpu")
     if local_rank >= gpus:
-        raise LaunchError(
+        error = LaunchError(
             f"LOCAL_RANK {local_rank} has no GPU, the node shows {gpus}: start at most {gpus} ranks a node "
             "(CUDA_VISIBLE_DEVICES; under Slurm ask for GPUs by node, not by task)"
         )
+        error.status = ExitStatus.TRANSIENT  # one may have fallen off
+        raise error
     return torch.device("cuda", local_rank)

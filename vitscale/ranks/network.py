@@ -97,7 +97,7 @@ def find_interface(placement: Placement) -> str:
         except socket.gaierror as reason:
             error = LaunchError(
                 f"{host}: {socket.gethostname()} finds no address for this host of the run ({reason.strerror}): mend "
-                "its name service, or give an address as MASTER_ADDR"
+                "its name service, or (not under Slurm) give an address as MASTER_ADDR"
             )
             error.status = ExitStatus.TRANSIENT  # a name server may be out for a moment
             raise error from None

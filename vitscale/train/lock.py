@@ -121,8 +121,8 @@ class RunLock:
                 self._take_over(file)
             self._sign(file)
         except OSError as error:
-            raise RunDirectoryError(
-                f"{self._path}: cannot be locked: {error.strerror}: choose another run.dir"
+            raise RunDirectoryError.of_system(
+                error, f"{self._path}: cannot be locked: {error.strerror}: choose another run.dir"
             ) from None
         self._file = file
 

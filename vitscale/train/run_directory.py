@@ -141,13 +141,17 @@ class RunDirectory:
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunDirectoryError(f"{path}: cannot be written: {error.strerror}: choose another run.dir") from None
+            raise RunDirectoryError.of_system(
+                error, f"{path}: cannot be written: {error.strerror}: choose another run.dir"
+            ) from None
         self._lock.take()
         try:
             return self._begin(config, allow_change, fresh)
         except OSError as error:
             self._lock.release()
-            raise RunDirectoryError(f"{path}: cannot be used: {error}: mend it or choose another run.dir") from None
+            raise RunDirectoryError.of_system(
+                error, f"{path}: cannot be used: {error}: mend it or choose another run.dir"
+            ) from None
         except VitscaleError:
             self._lock.release()
             raise

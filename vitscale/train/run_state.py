@@ -27,6 +27,10 @@ system shows them up to a minute later."""
 _VALIDATION_BYTES = 1 << 24
 """How far back from the end of metrics.jsonl the newest validation is looked for."""
 _DEPTH = 3
+_FOR_GOOD = (ExitStatus.FINISHED, ExitStatus.USER_ERROR, ExitStatus.DIVERGED)
+"""Ends without another try."""
+_USUAL_WAITS = frozenset({"None", "Priority", "Resources", "BeginTime"})
+"""Slurm's reasons of a job that starts by itself in its turn."""
 _NOT_RUNS = frozenset({"slurm", "checkpoints", "tensorboard", "watchdog"})
 
 
@@ -36,6 +40,8 @@ class State(StrEnum):
     NEW = "new"
     """Not started."""
     QUEUED = "queued"
+    STARTING = "starting"
+    """Its job is on, and has not reached the trainer: in the preflight, say, or on its way to another try."""
     RUNNING = "running"
     HUNG = "hung"
     """It should be on, and gives no sign of life."""
@@ -46,11 +52,25 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
+class SlurmJob:
+    """A job that Slurm has waiting or on, in the words of squeue."""
+
+    state: str
+    reason: str = "None"
+    """Why it waits."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is in the queue; else it is on."""
+        return self.state == "PENDING"
+
+
+@dataclass(frozen=True)
 class Signs:
     """What a state is decided from."""
 
-    queued: bool = False
-    """Whether Slurm has its job waiting."""
+    job: SlurmJob | None = None
+    """That was submitted for it last, where Slurm still has it."""
     started: bool = False
     end: tuple[int, str] | None = None
     """Status and reason, as RUN/exit.json has them; none while a start is on."""
@@ -82,8 +102,18 @@ class Summary:
 
 def state_of(signs: Signs) -> tuple[State, str]:
     """The state, and in a few words why, where there is something to say."""
-    if signs.queued and signs.owner_lives is not True:
-        return State.QUEUED, ""
+    job = signs.job
+    if job is not None and job.waits and signs.owner_lives is not True:
+        return State.QUEUED, "" if job.reason in _USUAL_WAITS else job.reason
+    state, reason = _state_in_directory(signs)
+    is_over = signs.end is not None and signs.end[0] in _FOR_GOOD
+    if job is not None and not job.waits and not is_over and state not in (State.RUNNING, State.HUNG):
+        return State.STARTING, ""
+    return state, reason
+
+
+def _state_in_directory(signs: Signs) -> tuple[State, str]:
+    """The state as it is without Slurm."""
     if signs.owner and signs.end is None:
         if signs.owner_lives is False:
             return State.FAILED, f"ended without a word: {signs.owner} is gone"
@@ -115,16 +145,16 @@ def job_of(run_dir: Path) -> str | None:
     return str(record["job_id"]) if record is not None and "job_id" in record else None
 
 
-def summarise(run_dir: Path, queued: bool, now_s: float) -> Summary:
+def summarise(run_dir: Path, job: SlurmJob | None, now_s: float) -> Summary:
     """The run's row.
 
     Args:
         run_dir: of the run.
-        queued: whether its job waits in Slurm's queue.
+        job: its job, where Slurm has one.
         now_s: the time, in seconds since 1970.
     """
     starts = _read_starts(run_dir)
-    signs = read_signs(run_dir, bool(starts), queued, now_s)
+    signs = read_signs(run_dir, bool(starts), job, now_s)
     state, reason = state_of(signs)
     metrics, config = run_dir / "metrics.jsonl", _read_config(run_dir)
     record = newest_record(metrics, tags.TRAIN_IMAGES_SEEN) or {}
@@ -149,7 +179,7 @@ def summarise(run_dir: Path, queued: bool, now_s: float) -> Summary:
     )
 
 
-def read_signs(run_dir: Path, started: bool, queued: bool, now_s: float) -> Signs:
+def read_signs(run_dir: Path, started: bool, job: SlurmJob | None, now_s: float) -> Signs:
     """What the directory shows of its run's state."""
     owner, exit_record = read_owner(run_dir / "lock"), _read_json(run_dir / "exit.json")
     end = None
@@ -158,7 +188,7 @@ def read_signs(run_dir: Path, started: bool, queued: bool, now_s: float) -> Sign
     signs = (run_dir / "lock", run_dir / "metrics.jsonl", beat_file(run_dir, rank=0))
     seen_s = max((_touched_s(file) for file in signs), default=0.0)
     return Signs(
-        queued=queued,
+        job=job,
         started=started,
         end=end,
         owner=str(owner) if owner is not None else "",

@@ -27,7 +27,7 @@ from vitscale.checkpoint import (
 )
 from vitscale.config import Config
 from vitscale.engine import TrainEngine
-from vitscale.errors import CheckpointError, VitscaleError
+from vitscale.errors import CheckpointError, ExitStatus, VitscaleError
 from vitscale.ranks.groups import Ranks
 from vitscale.train.run_directory import RunDirectory, library_versions
 from vitscale.train.together import as_one, on_main, raise_first, wait_while
@@ -130,15 +130,17 @@ class Saver:
             self.task.abandoned.set()  # rank 0 need not wait for what will not come
         return self.task.running
 
-    def _outcome(self) -> str:
+    def _outcome(self) -> VitscaleError | None:
         """Wait for this rank's part; why it failed, if it did."""
         try:
             self.task.wait()
         except VitscaleError as error:
-            return str(error)
+            return error
         except Exception as error:
-            return f"the save failed: {type(error).__name__}: {error}: older checkpoints are intact"
-        return ""
+            fault = CheckpointError(f"the save failed: {type(error).__name__}: {error}: older checkpoints are intact")
+            fault.status = ExitStatus.TRANSIENT
+            return fault
+        return None
 
     def _write(self, step: int, manifest: Manifest | None, started_s: float) -> None:
         """Write this rank's file and, on rank 0, commit what all have written; in the background."""
@@ -147,9 +149,10 @@ class Saver:
             staging = self.store.staging(step, self.run_directory.generation)
             leave_record(staging, self.snapshot.write(staging / name))
         except OSError as error:
-            raise CheckpointError(
+            raise CheckpointError.of_system(
+                error,
                 f"{self.store.root}: {name} of step {step} cannot be written: {error.strerror}: older checkpoints are "
-                "intact"
+                "intact",
             ) from None
         if manifest is not None:
             names = [rank_file_name(rank) for rank in range(self.ranks.world_size)]
@@ -173,11 +176,11 @@ class Saver:
         directory, manifest = found
         if manifest.shapes != self.shapes:
             raise as_one(self.ranks, CheckpointError(f"{directory}: {self._difference(manifest.shapes)}"))
-        fault = ""
+        fault: CheckpointError | None = None
         try:
             read_fragments(self.engine.fragments(), directory, manifest)
         except CheckpointError as error:
-            fault = str(error)
+            fault = error
         raise_first(self.ranks, self.ranks.gather_objects(fault))
         self.engine.state_loaded(manifest.optimizer_steps)
         log.info("goes on from %s", directory)
@@ -228,5 +231,7 @@ class Saver:
             self.run_directory.note_saved(manifest.step)
             self.store.prune(self.config.checkpoint, tag)
         except OSError as error:
-            raise CheckpointError(f"{self.store.root}: cannot commit: {error}: older checkpoints are intact") from None
+            raise CheckpointError.of_system(
+                error, f"{self.store.root}: cannot commit: {error}: older checkpoints are intact"
+            ) from None
         return tag

@@ -106,8 +106,8 @@ def fruitless(starts: Sequence[Start]) -> list[Start]:
     """The newest starts in a row that failed without a new checkpoint, the oldest first.
 
     One that was asked to stop neither counts nor ends the row: a job that is preempted in its first minutes has done
-    nothing wrong, and the launcher limits its requeues. What a person mends between two starts (an error, a
-    divergence, a fresh start) ends it, and so does a finished run.
+    nothing wrong. What a person mends between two starts (an error, a divergence, a fresh start) ends it, and so does a
+    finished run.
     """
     row: list[Start] = []
     for index in reversed(range(len(starts))):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vitscale.checkpoint import BackgroundTask
-from vitscale.errors import CheckpointError, VitscaleError
+from vitscale.errors import VitscaleError
 from vitscale.ranks.groups import Ranks
 
 T = TypeVar("T")
@@ -43,10 +43,10 @@ def wait_while(ranks: Ranks, busy: Callable[[], bool]) -> None:
         wait_s = min(2 * wait_s, _LONGEST_LOOK_S)
 
 
-def raise_first(ranks: Ranks, faults: Sequence[str]) -> None:
-    """Raise the first that is not empty as a `CheckpointError` of all ranks, each of which gives the same faults."""
-    if fault := next(filter(None, faults), ""):
-        raise as_one(ranks, CheckpointError(fault))
+def raise_first(ranks: Ranks, faults: Sequence[VitscaleError | None]) -> None:
+    """Raise the first fault there is as one of all ranks, each of which gives the same faults."""
+    if fault := next(filter(None, faults), None):
+        raise as_one(ranks, fault)
 
 
 def as_one(ranks: Ranks, error: VitscaleError) -> VitscaleError:

@@ -27,7 +27,7 @@ def refused(*words: object) -> str:
     [
         ("optim.peek_lr=1", "did you mean optim.peak_lr?"),
         ("optim.peak_lr=fast", "optim.peak_lr"),
-        ("batch.global_batch=9", "use batch.global_batch=8 or 10"),
+        ("batch.global_batch=9", "use an even number, such as 10"),
         ("model.name=vit_enormous_patch14", "vit_enormous_patch14"),
         ("model.num_classes=5", "set model.num_classes=3"),
         ("model.img_size=17", "use model.img_size=16 or 24"),

@@ -65,6 +65,7 @@ def test_the_chosen_nodes_are_in_the_hosts_file_a_line_a_rank(micro_config, repo
     written = json.loads((reports / "report.json").read_text())
     assert written["choice"] == {"used": ["n07", "n08"], "status": 0, "reason": ""}
     assert [rank["rank"] for rank in written["ranks"]] == [0, 1, 2, 3, 4, 5]
+    assert sorted(path.name for path in reports.iterdir()) == ["hosts", "report.json"]
 
 
 def test_a_broken_node_is_named_and_its_place_taken_by_a_spare_one(micro_config, reports):
@@ -74,6 +75,20 @@ def test_a_broken_node_is_named_and_its_place_taken_by_a_spare_one(micro_config,
     assert lines[2].split()[0] == "n08"
     assert lines[2].endswith("left out")
     assert lines[4].startswith("n08: no report: ")
+
+
+def test_a_network_that_nobody_checked_is_told(micro_config, reports):
+    (reports / "n07.json").unlink()
+    for rank in range(6):
+        (reports / f"rank-{rank:05d}.json").unlink()
+    for rank in range(2, 6):
+        fault = "no way to rank 0: timed out"
+        write_report(reports, RankReport(NODES[rank // 2], rank, rank % 2, f"cuda:{rank % 2}", Stage.MEETING, fault))
+    lines, _ = invoke(micro_config, "--choose", reports, "--nodes", 2, "--tasks-per-node", 2)
+    assert lines[-2:] == [
+        "warning: the network among all ranks was not checked: no rank came to the end of that check",
+        "2 nodes x 2 ranks: n08 n10",
+    ]
 
 
 def test_fewer_nodes_are_as_many_as_the_batch_splits_on(micro_config, reports):
@@ -116,6 +131,11 @@ def test_a_batch_that_does_not_split_is_refused(micro_config, reports):
     [
         (["--choose", "d"], "--choose needs --nodes and --tasks-per-node"),
         (["--choose", "d", "--report", "d"], "give one of them"),
+        (["--choose", "d", "--nodes", "1", "--wait", "9"], "--wait is read by the tasks alone"),
+        (["--wait", "9"], "--wait is read by the tasks alone"),
+        (["--nodes", "1"], "are of the choice: give them with --choose"),
+        (["--report", "d", "--min-nodes", "1"], "are of the choice: give them with --choose"),
+        (["--report", "d", "--tasks-per-node", "1"], "are of the choice: give them with --choose"),
         (["--choose", "d", "--nodes", "1", "--tasks-per-node", "1"], "SLURM_JOB_NODELIST is not set"),
     ],
 )

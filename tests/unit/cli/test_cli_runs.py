@@ -54,11 +54,12 @@ def runs(trained, tmp_path) -> Path:
 def table(*words):
     """The rows by the name of the run, as cells by column, and the lines below."""
     result = CliRunner().invoke(command, [str(word) for word in words], catch_exceptions=False)
-    header, *lines = result.output.splitlines()
+    header, *lines = result.stdout.splitlines()
     columns = re.split(r"\s{2,}", header.strip())
     rows = [re.split(r"\s{2,}", line.strip()) for line in lines]
     cells = [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
-    return {Path(row["run"]).name: row for row in cells}, [line for line in lines if ": " in line]
+    told = [line for line in lines if ": " in line]
+    return {Path(row["run"]).name: row for row in cells}, [*result.stderr.splitlines(), *told]
 
 
 def test_runs_are_rows_of_one_table(runs):
@@ -107,23 +108,29 @@ def test_a_killed_run_and_one_that_stands_still_are_told_from_one_that_runs(runs
     assert table(runs)[1] == [f"{run}: failed: ended without a word"]
 
 
-def test_a_job_that_waits_is_queued(runs, tmp_path, monkeypatch):
-    for name, job in (("stopped", "12_3"), ("new", "13"), ("lost", "14")):
+def test_what_slurm_says_of_a_job_counts_until_the_run_is_there(runs, tmp_path, monkeypatch):
+    for name, job in (("stopped", "12_3"), ("new", "13"), ("lost", "14"), ("held", "15")):
         (runs / name / "slurm").mkdir(parents=True)
         (runs / name / "slurm" / "job.json").write_text(json.dumps({"job_id": job}))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert {name: row["state"] for name, row in table(runs)[0].items()} == {
-        "finished": "finished", "lost": "new", "new": "new", "stopped": "stopped",
-    }  # fmt: skip
+    as_files_say = {"finished": "finished", "held": "new", "lost": "new", "new": "new", "stopped": "stopped"}
+    assert {name: row["state"] for name, row in table(runs)[0].items()} == as_files_say
     squeue = tmp_path / "bin" / "squeue"
     squeue.parent.mkdir()
-    squeue.write_text("#!/bin/sh\necho 12_3\necho 13\n")
+    answer = ["12_3|RUNNING|None", "13|PENDING|Priority", "15|PENDING|launch failed requeued held", "a banner"]
+    squeue.write_text("#!/bin/sh\nprintf '%s\\n' " + " ".join(f"'{line}'" for line in answer) + "\n")
     squeue.chmod(0o755)
-    rows, _ = table(runs)
+    rows, told = table(runs)
     assert {name: row["state"] for name, row in rows.items()} == {
-        "finished": "finished", "lost": "new", "new": "queued", "stopped": "queued",
+        "finished": "finished", "held": "queued", "lost": "new", "new": "queued", "stopped": "starting",
     }  # fmt: skip
     assert (rows["new"]["step"], rows["stopped"]["step"]) == ("-", "2/3")
+    assert told == [f"{runs / 'held'}: queued: launch failed requeued held"]
+    squeue.write_text("#!/bin/sh\nexit 1\n")
+    rows, told = table(runs)
+    assert {name: row["state"] for name, row in rows.items()} == as_files_say
+    no_answer = "squeue gives no answer: runs that are queued or starting cannot be told from others"
+    assert told == [no_answer, f"{runs / 'stopped'}: stopped: received SIGUSR2"]
 
 
 def test_length_in_epochs_is_known_once_there_is_a_record(runs):

@@ -77,6 +77,12 @@ def test_windows_end_where_rounds_do_and_where_they_are_full(dataset: Path) -> N
     size = int(samples.column("size", np.arange(45)).max())
     by_round = cut_windows(requests, lambda r: r, samples, limit_bytes=10**9, round_of=lambda r: r[0] // 4)
     assert [len(window.requests) for window in by_round] == [1, 3, 4, 4]
+    # Of some micro-batches nothing falls to a worker: that cuts no window.
+    nothing = np.array([], dtype=np.int64)
+    sparse = [requests[0], nothing, *(part for request in requests[1:] for part in (request, nothing))]
+    by_round = cut_windows(sparse, lambda r: r, samples, limit_bytes=10**9, round_of=lambda r: r[0] // 4)
+    windows = [[int(r[0]) for r in window.requests if len(r)] for window in by_round]
+    assert windows == [[0], [1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
     by_size = list(cut_windows(requests, lambda r: r, samples, limit_bytes=6 * size))
     assert len(by_size[0].requests) == 1
     assert all(samples.column("size", window.rows).sum() <= 6 * size for window in by_size)

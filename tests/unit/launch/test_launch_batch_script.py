@@ -1,6 +1,9 @@
-"""launch/batch_script.py: the text of the script, and what it does with every end of its ranks."""
+"""launch/batch_script.py and train.sbatch: the text, and what the scripts do with every end of their ranks."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from job_request import JobRequest
 
 from vitscale.errors import EXIT_FILE_VARIABLE
 
+PLAIN = Path(__file__).parents[3] / "launch" / "train.sbatch"
 GOLDEN = Path(__file__).parents[2] / "golden" / "batch_script.sh"
 
 
@@ -61,6 +65,13 @@ def test_apptainer_runs_every_python_in_the_image():
     assert "/venv/bin/python" not in script
 
 
+def test_a_container_sees_what_links_lead_to(tmp_path):
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "runs").symlink_to("scratch")
+    mounts = job(tmp_path / "runs" / "a" / "slurm").mounts
+    assert mounts == ["/home/me/my project", f"{tmp_path}/runs/a", f"{tmp_path}/scratch/a"]
+
+
 @pytest.fixture
 def end(tmp_path):
     """Run the script to its end, with stand-ins for Slurm's commands; gives its status and what was asked of Slurm."""
@@ -72,19 +83,24 @@ def end(tmp_path):
     def run(
         *,
         srun: str = "exit 75",
+        preflight: str = "",
         choose: str = "",
         left: str = "10:00:00",
         scontrol: str = "",
+        known: str | None = None,
+        away: bool = False,
         element: str | None = None,
         restarts: int = 0,
+        plain: bool = False,
         **fields,
     ) -> tuple[int, list[str]]:
         (tmp_path / "asked").write_text("")
+        show = "exit 1" if away else f'echo "JobId=12 Requeue=1 Restarts={known or restarts} BatchFlag=1"; exit'
         scripts = {
-            "srun": f"case $* in *preflight*) exit ;; esac\n{srun}",
-            "squeue": f"echo '{left}'" if left else "exit 1",
-            "scontrol": f'echo "$@" >> {tmp_path}/asked\n{scontrol}',
-            "sleep": "",
+            "srun": f"for last; do :; done\ncase $* in *preflight*) {preflight}\nexit ;; esac\n{srun}",
+            "squeue": f"echo {left}" if left else "exit 1",
+            "scontrol": f'case $* in *show*) {show} ;; esac\necho "$@" >>{tmp_path}/asked\n{scontrol}',
+            "sleep": "case $1 in 10 | 600) ;; *) exec /bin/sleep 60 ;; esac",  # those before another try cost nothing
             "python": choose or "printf 'a\\na\\nb\\nb\\n' >$6/hosts",
         }
         for name, body in scripts.items():
@@ -92,56 +108,126 @@ def end(tmp_path):
             (commands / name).chmod(0o755)
         environ = {"PATH": f"{commands}:/usr/bin:/bin", "SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": str(restarts)}
         environ |= {"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": element} if element else {}
+        environ |= {"RANK": "3", "PYTHON": "python"}
         script = text(job(folder, tasks_per_node=2, **fields)).replace("/venv/bin/python", "python")
-        done = subprocess.run(["/bin/bash", "-c", script], env=environ, timeout=30, stdout=subprocess.DEVNULL)
-        return done.returncode, (tmp_path / "asked").read_text().splitlines()
+        command = [PLAIN, "run.yaml"] if plain else ["-c", script]
+        process = subprocess.Popen(
+            ["/bin/bash", *command], env=environ, cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            status = process.wait(timeout=30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # as Slurm does: a timer's sleep is left
+        return status, (tmp_path / "asked").read_text().splitlines()
 
     return run
 
 
 REQUEUED = ["requeue 12"] * 6  # Slurm would end the script at the first
+BOTH = pytest.mark.parametrize("plain", [False, True], ids=["submit.py", "train.sbatch"])
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("status", "requeued"), [(0, []), (2, []), (3, []), (75, REQUEUED), (1, REQUEUED), (137, REQUEUED)]
 )
-def test_the_script_ends_with_the_status_of_srun(end, status, requeued):
-    assert end(srun=f"exit {status}") == (status, requeued)
+def test_the_script_ends_with_the_status_of_srun(end, plain, status, requeued):
+    assert end(srun=f"exit {status}", plain=plain) == (status, requeued)
 
 
+@BOTH
 @pytest.mark.parametrize(
     ("told", "status", "requeued"), [(0, 1, []), (2, 137, []), (3, 143, []), (75, 137, REQUEUED), (1, 2, REQUEUED)]
 )
-def test_the_word_of_rank_0_counts_more(end, told, status, requeued):
+def test_the_word_of_rank_0_counts_more(end, tmp_path, plain, told, status, requeued):
     # As the trainer writes it, with a reason that could be mistaken.
     record = json.dumps({"status": told, "reason": '{"status": 9, told', "step": 4})
-    assert end(srun=f"echo '{record}' >${EXIT_FILE_VARIABLE}\nexit {status}") == (told, requeued)
+    assert end(srun=f"echo '{record}' >${EXIT_FILE_VARIABLE}\nexit {status}", plain=plain) == (told, requeued)
+    assert not list(tmp_path.glob(".vitscale-exit-*"))
+
+
+@BOTH
+def test_ranks_see_nothing_of_another_launch(end, tmp_path, plain):
+    assert end(srun=f"echo ${{RANK-none}} >{tmp_path}/told", plain=plain) == (0, [])
+    assert (tmp_path / "told").read_text() == "none\n"
+
+
+def test_a_plain_job_is_not_requeued_for_ever(end):
+    assert end(plain=True, restarts=29) == (75, REQUEUED)
+    assert end(plain=True, restarts=30) == (75, [])
 
 
 def test_the_ranks_start_on_the_chosen_nodes(end, tmp_path):
-    hosts = tmp_path / "run" / "slurm" / "preflight" / "12.3" / "hosts"
-    names = "$SLURM_HOSTFILE $SLURM_DISTRIBUTION $SLURM_NTASKS $SLURM_NNODES"
-    assert end(srun=f'echo "{names}" >{tmp_path}/told', restarts=3) == (0, [])
-    assert (tmp_path / "told").read_text() == f"{hosts} arbitrary 4 2\n"
+    attempt = tmp_path / "run" / "slurm" / "preflight" / "12.3"
+    names = "$SLURM_HOSTFILE $SLURM_DISTRIBUTION $SLURM_NTASKS"
+    ranks = "touch $last/a.json $last/rank-00000.json"
+    assert end(preflight=ranks, srun=f'echo "{names}" >{tmp_path}/told', restarts=3) == (0, [])
+    assert (tmp_path / "told").read_text() == f"{attempt}/hosts arbitrary 4\n"
+    assert sorted(path.name for path in attempt.iterdir()) == ["a.json", "hosts"]
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(2, []), (1, REQUEUED), (127, REQUEUED)])
 def test_without_a_choice_of_nodes_nothing_starts(end, status, requeued):
-    assert end(choose=f"exit {status}", srun="exit 0") == (status, requeued)
+    choose = f"echo told >$6/report.json; exit {status}"
+    assert end(choose=choose, srun="exit 0") == (status, requeued)
+
+
+def test_a_node_that_cannot_even_choose_is_no_verdict(end):
+    assert end(choose="exit 2", srun="exit 0") == (1, REQUEUED)
+
+
+@pytest.mark.parametrize("status", [140, 143])
+def test_a_job_that_is_told_to_stop_in_its_preflight_has_done_nothing_wrong(end, tmp_path, status):
+    counts = tmp_path / "run" / "slurm" / "restarts-12"
+    counts.write_text("timeouts=0 unstarted=9\n")
+    assert end(preflight=f"exit {status}", srun="exit 0") == (75, REQUEUED)
+    assert counts.read_text() == "timeouts=0 unstarted=9\n"
+
+
+def test_lines_of_the_user_s_do_not_take_the_requeue_away(end):
+    assert end(env_setup=["set -eu -o pipefail", "trap 'exit 9' ERR EXIT"]) == (75, REQUEUED)
 
 
 def test_an_element_is_requeued_alone(end):
     assert end(element="1") == (75, ["requeue 12_1"] * 6)
 
 
-def test_a_controller_that_is_away_is_asked_again(end, tmp_path):
-    assert end(scontrol=f"[ $(wc -l <{tmp_path}/asked) -gt 2 ] || exit 1") == (75, REQUEUED)
+@BOTH
+def test_a_controller_that_is_away_is_asked_for_longer_than_one_that_does_not_want_to(end, plain):
+    assert end(away=True, scontrol="exit 1", plain=plain) == (75, ["requeue 12"] * 60)
+    assert end(scontrol="exit 1", plain=plain) == (75, REQUEUED)
+
+
+@BOTH
+def test_the_script_of_a_node_that_was_cut_off_leaves_the_new_start_alone(end, tmp_path, plain):
+    assert end(restarts=1, known="2", plain=plain) == (75, [])
+    assert not (tmp_path / "run" / "slurm" / "restarts-12").exists()
+    assert end(known=f"$(wc -l <{tmp_path}/asked)", plain=plain) == (75, ["requeue 12"])
+
+
+@BOTH
+def test_ranks_that_would_outlast_the_limit_are_requeued_before_it(end, tmp_path, plain):
+    squeue = f"$([ ! -e {tmp_path}/looked ] && echo 1:05 || echo 0:58; touch {tmp_path}/looked)"
+    waiting = f"until [ -s {tmp_path}/asked ]; do /bin/sleep 0.01; done; exit 1"
+    status, asked = end(srun=waiting, left=squeue, plain=plain)
+    assert status == 1
+    assert set(asked) == {"requeue 12"}
+    if not plain:  # both ways to the end count it once
+        assert (tmp_path / "run" / "slurm" / "restarts-12").read_text() == "timeouts=1 unstarted=1\n"
+
+
+@BOTH
+def test_a_run_that_is_finished_is_not_requeued_at_the_limit(end, tmp_path, plain):
+    squeue = f"$([ -e {tmp_path}/over ] && echo 0:58 || echo 1:05)"
+    told = f"""echo '{{"status": 0, "reason": "finished"}}' >${EXIT_FILE_VARIABLE}; touch {tmp_path}/over"""
+    assert end(srun=f"{told}; /bin/sleep 0.5; exit 1", left=squeue, plain=plain) == (0, [])
 
 
 @pytest.mark.parametrize(
     ("left", "is_timeout"),
     [
-        ("0:00", True),
+        ("1:01", True),
         ("3:05", True),
         ("3:06", False),
         ("1:00:00", False),
@@ -158,7 +244,7 @@ def test_only_an_end_near_the_time_limit_is_a_timeout(end, left, is_timeout):
 
 
 def test_timeouts_are_counted_over_preemptions(end):
-    lefts = ["1:00", "9:00:00", "1:00", "9:00:00", "1:00"]
+    lefts = ["2:00", "9:00:00", "2:00", "9:00:00", "2:00"]
     assert [end(left=left, max_timeouts=2, restarts=n)[1] for n, left in enumerate(lefts)] == [*[REQUEUED] * 4, []]
 
 

@@ -68,6 +68,8 @@ def test_partitions_are_read_as_sinfo_prints_them():
             "--tasks-per-node 8 --cpus-per-task 17: partition gpu has at most 128 CPUs a node",
         ),
         ({"time": "2-00:01"}, "--time 2-00:01: partition gpu has at most 2880 minutes"),
+        ({"partition": "gpu,gpus"}, "--partition gpus: this cluster has none: use cpu or debug or gpu"),
+        ({"partition": "debug,gpu", "nodes": 17}, "--nodes 17: partition debug has at most 1 nodes"),
     ],
 )
 def test_what_no_node_could_ever_run(fields, message):
@@ -76,7 +78,12 @@ def test_what_no_node_could_ever_run(fields, message):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"nodes": 16, "gpus_per_node": 8, "cpus_per_task": 16}, {"partition": "cpu", "time": "90-0"}]
+    "fields",
+    [
+        {"nodes": 16, "gpus_per_node": 8, "cpus_per_task": 16},
+        {"partition": "cpu", "time": "90-0"},
+        {"partition": "debug,gpu", "nodes": 16},
+    ],
 )
 def test_what_can_run(fields):
     check_partition(JobRequest.model_validate(fields), PARTITIONS, "gpu")
@@ -92,6 +99,8 @@ def test_the_cluster_of_this_machine_is_asked_and_need_not_answer(slurm):
         check_cluster(JobRequest(nodes=2))
     slurm("sinfo", "exit 1")
     check_cluster(JobRequest(nodes=2))
+    slurm("sinfo", """case "$*" in *--all*) echo 'hidden|4|1|(null)|infinite' ;; esac""")
+    check_cluster(JobRequest(nodes=2, partition="hidden"))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +120,10 @@ def test_the_state_of_a_job(slurm, answer, state, exit_status):
     assert state.exit_status == exit_status
 
 
-def test_a_controller_that_does_not_answer_tells_no_state(slurm):
+def test_a_controller_that_does_not_answer_tells_no_state(slurm, monkeypatch):
+    monkeypatch.setattr(cluster_state, "LONGEST_ANSWER_S", 0.05)
+    slurm("scontrol", "exec sleep 60")
+    assert job_state("12") is None
     slurm("scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1")
     assert job_state("12") is None
 

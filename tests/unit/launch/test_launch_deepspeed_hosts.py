@@ -26,6 +26,18 @@ def programs(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+@pytest.fixture
+def deepspeed(tmp_path, monkeypatch) -> Path:
+    """Where to write a program that is run in place of deepspeed, which is found as a module and not on PATH."""
+    launcher = tmp_path / "modules" / "deepspeed" / "launcher"
+    launcher.mkdir(parents=True)
+    (launcher / "runner.py").write_text(f"import os, sys\nos.execv('{tmp_path}/deepspeed', sys.argv)\n")
+    for folder in (launcher, launcher.parent):
+        (folder / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    return tmp_path / "deepspeed"
+
+
 def write_program(path: Path, body: str) -> None:
     path.write_text(f"#!/bin/bash\n{body}\n")
     path.chmod(0o755)
@@ -84,12 +96,10 @@ def test_settings_reach_the_ranks_and_secrets_do_not(tmp_path, monkeypatch):
     assert lines == ["MINE=1", "OMP_NUM_THREADS=4", "NCCL_DEBUG=WARN", f"VITSCALE_EXIT_FILE={tmp_path}/exit.json"]
 
 
-def test_the_command_and_its_status(programs, tmp_path, monkeypatch):
+def test_the_command_and_its_status(programs, deepspeed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hosts").write_text("node1 slots=2\n")
-    write_program(
-        programs / "deepspeed", 'echo "$*" >called; . "$DS_ENV_FILE"; echo \'{"status": 75}\' >"$VITSCALE_EXIT_FILE"'
-    )
+    write_program(deepspeed, 'echo "$*" >called; . "$DS_ENV_FILE"; echo \'{"status": 75}\' >"$VITSCALE_EXIT_FILE"')
     words = ["--master-addr", "node1", "hosts", "run.yaml", "a.b=c d", "--fresh"]
     done = subprocess.run([sys.executable, deepspeed_hosts.__file__, *words], timeout=60)
     assert done.returncode == 75
@@ -114,10 +124,10 @@ wait
 """
 
 
-def test_a_run_that_outlives_its_launcher_is_waited_for(programs, tmp_path, monkeypatch):
+def test_a_run_that_outlives_its_launcher_is_waited_for(programs, deepspeed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "hosts").write_text("node1 slots=2\n")
-    write_program(programs / "deepspeed", LEAVING)
+    write_program(deepspeed, LEAVING)
     process = subprocess.Popen([sys.executable, deepspeed_hosts.__file__, "hosts", "run.yaml"])
     while not (tmp_path / "started").exists():
         time.sleep(0.05)

@@ -102,6 +102,10 @@ def test_a_cluster_that_nobody_knows(tmp_path):
         ({"nodes": "2", "min_nodes": "3"}, "--min-nodes 3 is more than --nodes 2: swap the two"),
         ({"spare_nodes": "1", "preflight": False}, "--no-preflight with --min-nodes or --spare-nodes: the preflight"),
         ({"nodes": "2", "min_nodes": "1", "preflight": False}, "--no-preflight with --min-nodes or --spare-nodes"),
+        (
+            {"signal_delay_s": "60"},
+            "--signal-delay 60: 60 s before its limit the job is requeued as it is, give the ranks",
+        ),
         ({"time": "5", "signal_delay_s": "300"}, "--signal-delay 300 is no less than --time 5: the job would be told"),
     ],
 )

@@ -38,3 +38,4 @@ def test_the_mends_are_those_of_the_plan():
 def test_the_text_is_that_of_vitscale_plan():
     lines = plan_lines(plan(80)).splitlines()
     assert "16 ranks" in next(line for line in lines if line.startswith("batch  "))
+    assert any(line.startswith("if nodes of 8 GPUs are lost") for line in lines)

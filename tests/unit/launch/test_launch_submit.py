@@ -3,12 +3,14 @@
 import json
 import os
 import pickle
+import shutil
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import submission
 import submit as submit_py
 import yaml
 from click.testing import CliRunner, Result
@@ -63,7 +65,7 @@ def test_dry_run_prints_script_config_and_plan_and_leaves_nothing(submit, tmp_pa
     script, _, rest = done.stdout.partition("finish $?\n\n")
     asked = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH --")}
     folder = tmp_path / "runs" / "run" / "slurm"
-    assert asked - {"wckey=submitit"} == {
+    assert asked == {
         "account=lab",
         "comment=hello",
         "constraint=a100",
@@ -86,8 +88,8 @@ def test_dry_run_prints_script_config_and_plan_and_leaves_nothing(submit, tmp_pa
     srun = next(line for line in script.splitlines() if line.startswith("srun --unbuffered"))
     assert srun.endswith(f"{sys.executable} -u -m submitit.core._submit {folder}")
     assert f"--output {folder}/%j_%t_log.out" in srun
-    assert "\nmodule load cuda\n\n# A job may wait" in script
-    planned = CliRunner().invoke(plan, ["run.yaml", "--gpus", "4"])
+    assert "\nmodule load cuda\n# A shell that ends" in script
+    planned = CliRunner().invoke(plan, ["run.yaml", "--gpus", "4", "--gpus-per-node", "2"])
     assert rest == planned.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "run.yaml"]
 
@@ -124,6 +126,26 @@ def test_submission_tells_what_to_do_next_and_leaves_what_the_job_needs(submit, 
     assert task.args == ([f"{config}/0.yaml", "--allow-change=run.seed"],)
     assert json.loads((folder / "job.json").read_text()).items() >= {"job_id": "12", "name": "run"}.items()
     assert "numpy" in json.loads((folder / "environment-12.json").read_text())["packages"]
+
+
+def test_the_job_runs_the_copy_that_was_taken(submit, tmp_path, monkeypatch):
+    # A file was saved after the copy's place had been worked out.
+    monkeypatch.setattr(submission, "take_snapshot", lambda folder, sources: folder / "code-taken")
+    assert submit(sbatch=SBATCH).exit_code == 0
+    code = tmp_path / "runs" / "run" / "slurm" / "code-taken"
+    assert f"export PYTHONPATH={code}:{code}/launch$" in (tmp_path / "script").read_text()
+
+
+def test_a_job_knows_nothing_of_the_job_that_it_was_submitted_from(submit, tmp_path, monkeypatch):
+    around = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "3", "SRUN_DEBUG": "3", "SUBMITIT_EXECUTOR": "slurm"}
+    stays = {"SLURM_CONF": "/etc/conf", "SLURM_CLUSTERS": "big", "SLURM_JWT": "token", "SBATCH_RESERVATION": "ours"}
+    for name, value in {**around, **stays}.items():
+        monkeypatch.setenv(name, value)
+    assert submit(sbatch=f"env >seen\n{SBATCH}").exit_code == 0
+    seen = dict(line.split("=", 1) for line in (tmp_path / "seen").read_text().splitlines() if "=" in line)
+    assert not around.keys() & seen.keys()
+    assert stays.items() <= seen.items()
+    assert around.items() <= os.environ.items()
 
 
 def test_sweep_is_an_array_with_a_run_directory_a_point(submit, tmp_path):
@@ -213,6 +235,14 @@ def test_unknown_partition(submit):
 def test_run_directory_that_cannot_be_written(submit, tmp_path):
     (tmp_path / "runs").touch()
     assert "slurm: cannot be written: Not a directory: choose another run.dir" in refusal(submit(sbatch=SBATCH))
+
+
+def test_copy_that_fails_without_a_reason_of_the_system_s(submit, monkeypatch):
+    def take_snapshot(folder, sources):
+        raise shutil.Error([("a.py", "b.py", "vanished")])
+
+    monkeypatch.setattr(submission, "take_snapshot", take_snapshot)
+    assert "slurm: cannot be written: [('a.py', 'b.py', 'vanished')]: choose" in refusal(submit(sbatch=SBATCH))
 
 
 def test_run_directory_of_another_config(submit, tmp_path):

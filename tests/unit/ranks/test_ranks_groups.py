@@ -10,16 +10,43 @@ import torch.distributed as dist
 from distributed_runner import run_distributed_test
 from free_port import free_port
 
-from vitscale.errors import LaunchError
+from vitscale.errors import ExitStatus, LaunchError
 from vitscale.ranks import groups
-from vitscale.ranks.groups import choose_device
+from vitscale.ranks.groups import choose_device, promised_gpus
 
 
 def test_device():
     assert choose_device(3, gpus=0) == torch.device("cpu")
     assert choose_device(3, gpus=4) == torch.device("cuda", 3)
-    with pytest.raises(LaunchError, match=r"LOCAL_RANK 4 has no GPU, the node shows 4: start at most 4 ranks"):
+    assert choose_device(3, gpus=4, promised="0,1,2,3") == torch.device("cuda", 3)
+    with pytest.raises(
+        LaunchError, match=r"LOCAL_RANK 4 has no GPU, the node shows 4: start at most 4 ranks"
+    ) as caught:
         choose_device(4, gpus=4)
+    assert caught.value.status == ExitStatus.TRANSIENT
+
+
+def test_a_gpu_that_was_promised_is_not_done_without():
+    with pytest.raises(
+        LaunchError, match=r"^CUDA_VISIBLE_DEVICES=0,1, but torch sees no GPU: see the driver, and that"
+    ):
+        choose_device(1, gpus=0, promised="0,1")
+
+
+@pytest.mark.parametrize(
+    ("environ", "promised"),
+    [
+        ({}, ""),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, "0,1"),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-1f"}, "MIG-1f"),
+        ({"CUDA_VISIBLE_DEVICES": ""}, ""),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, ""),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, ""),  # Slurm's, for a job that asked for no GPU
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "CROSS_RANK": "0"}, ""),  # deepspeed's, on any machine
+    ],
+)
+def test_who_promises_gpus(environ, promised):
+    assert promised_gpus(environ) == promised
 
 
 @pytest.fixture

@@ -218,8 +218,9 @@ def test_a_lock_that_cannot_be_is_named(tmp_path, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", broken)
-    with pytest.raises(RunDirectoryError, match="cannot be locked: Input/output error"):
+    with pytest.raises(RunDirectoryError, match="cannot be locked: Input/output error") as caught:
         RunLock(tmp_path / "other").take()
+    assert caught.value.status == ExitStatus.TRANSIENT
 
 
 def test_where_the_system_tells_nothing_of_its_processes_nobody_is_local(monkeypatch):

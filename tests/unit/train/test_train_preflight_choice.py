@@ -181,8 +181,23 @@ def test_rank_0_s_node_is_blamed_where_most_others_do_not_find_it(job):
     assert job.told() == {
         "n1": "rank 0 (cuda:0) hung or was killed in the network check by pairs: see the job's log and that device"
     }
+    job.change("n1", local=0, fault="rank 0 is gone: connection reset")
+    assert job.told() == {"n1": "rank 0 (cuda:0): rank 0 is gone: connection reset"}
     job.lose("n1")
     assert list(job.told()) == ["n1"]
+
+
+def test_ranks_that_hang_speak_against_their_own_nodes_alone(job):
+    for node in ("n2", "n3"):  # a bad node, and the first that met it
+        job.change(node, stage=Stage.PAIRS, pairs=(), transfers=())
+    assert list(job.told()) == ["n2", "n3"]
+    assert job.choose(2).used == ("n1", "n4")
+    job = Job()
+    job.change("n1", stage=Stage.PAIRS, pairs=(), transfers=())
+    for node in ("n2", "n3", "n4"):
+        job.change(node, stage=Stage.PAIRS, fault="rank 0 is gone, or the rank that leads: timed out", transfers=())
+    assert list(job.told()) == ["n1"]
+    assert job.choose(3).used == ("n2", "n3", "n4")
 
 
 def test_a_slow_device_is_left_out_while_there_are_others(job):
@@ -193,6 +208,14 @@ def test_a_slow_device_is_left_out_while_there_are_others(job):
     assert job.choose(3).used == ("n2", "n3", "n4")
     assert job.choose(4).used == NODES
     assert job.choose(4, least=3).used == ("n2", "n3", "n4")
+
+
+def test_slow_nodes_are_used_where_the_run_would_lose_more_than_a_quarter_without_them(job):
+    job.change("n1", local=1, flops_per_s=400e12)
+    assert job.choose(4, least=1).used == ("n2", "n3", "n4")
+    assert job.choose(4, least=1, usable=lambda nodes: 2 if nodes == 3 else nodes).used == NODES
+    job.reports["n4"] = node_report("n4", findings=[Finding("space", Standing.MEND, "no room")])
+    assert job.choose(4, least=1).used == ("n1", "n2", "n3")
 
 
 def test_a_slow_network_is_left_out_while_there_are_others(job):
@@ -243,18 +266,43 @@ def test_what_fails_on_every_node_is_no_node_s_fault(job, standing, status):
     assert job.choose(2).status == ExitStatus.TRANSIENT
 
 
+@pytest.mark.parametrize(
+    ("check", "status"),
+    [
+        ("data", ExitStatus.USER_ERROR),
+        ("devices", ExitStatus.TRANSIENT),
+        ("shared memory", ExitStatus.TRANSIENT),
+    ],
+)
+def test_a_job_of_one_node_is_no_evidence_about_other_nodes(check, status):
+    job = Job(("n1",))
+    job.reports["n1"] = node_report("n1", findings=[Finding(check, Standing.MEND, "too little")])
+    choice = job.choose(1)
+    assert (choice.used, choice.status) == ((), status)
+
+
 def test_a_network_that_fails_only_as_a_whole_stops_the_run(job):
     for node in NODES:
-        job.change(node, stage=Stage.ALL_RANKS, fault="timed out")
+        job.change(node, stage=Stage.ALL_RANKS, fault="timed out", transfers=())
     choice = job.choose(2)
     assert (choice.used, choice.status) == ((), ExitStatus.TRANSIENT)
     assert "the nodes work by pairs but not together: rank 0 (cuda:0): timed out" in choice.reason
+    # A node that nobody reaches comes to the end without that check.
+    no_traffic(job)
+    job.change("n2", stage=Stage.OVER, fault="")
+    assert job.choose(2).reason == choice.reason
+    assert list(job.told()) == ["n2"]
 
 
 def test_of_equally_many_versions_those_of_the_first_node_count(job):
     job.nodes = ("n1", "n2")
     job.reports = {"n2": node_report("n2"), "n1": node_report("n1", {"torch": "2.14.0"})}
     assert usual_facts(job.evidence)["torch"] == "2.14.0"
+
+
+def test_a_fact_that_most_nodes_do_not_have_is_not_missed_there(job):
+    job.reports["n3"] = node_report("n3", {"nccl": "2.28"})
+    assert job.told() == {"n3": "nccl 2.28, most nodes have none: load the same modules or the same image there"}
 
 
 CHANGES = (no_report, other_torch, a_rank_that_never_came, late, no_traffic, no_way_to_rank_0)

@@ -108,29 +108,34 @@ TAG = 10_000_000
 
 
 @given(
-    room=st.integers(0, 50),
+    free=st.integers(0, 50),
+    tags=st.integers(0, 30),
     last=st.integers(1, 5),
     best=st.booleans(),
     every=st.none() | st.integers(1, 100),
 )
-def test_room_for_checkpoints_is_counted_in_checkpoints(room, last, best, every):
+def test_room_for_checkpoints_is_counted_in_checkpoints(free, tags, last, best, every):
     keep = CheckpointSection(keep_last=last, keep_best="val/top1" if best else None, keep_every_steps=every)
-    found = disks.checkpoint_space(Path("/run"), room * TAG + TAG // 2, TAG, keep, total_steps=100)
+    found = disks.checkpoint_space(Path("/run"), free * TAG + TAG // 2, tags, TAG, keep, total_steps=100)
     at_a_time = last + 1 + best
-    for_ever = 100 // every if every else 0
+    room = free + min(tags, last + best)
+    for_ever = max((100 // every if every else 0) - max(tags - last - best, 0), 0)
     expected = (
         Standing.MEND if room < at_a_time else Standing.WARNING if room < at_a_time + for_ever else Standing.SOUND
     )
     assert found.standing == expected
 
 
-def test_checkpoints_that_are_there_have_their_place(micro_config, tmp_path, monkeypatch):
-    for step in (5, 10, 12):
+def test_checkpoints_that_go_again_have_their_place_and_others_have_none(micro_config, tmp_path, monkeypatch):
+    for step in (3, 6, 9, 10, 12):
         (tmp_path / "run" / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-    monkeypatch.setattr(disks, "free_bytes", lambda folder: 0)
     drawn = []
-    node.blueprint(load_config(micro_config), 2, False, drawn)
-    assert node.space(drawn[0], tmp_path / "run").standing == Standing.SOUND
+    node.blueprint(load_config(micro_config, ["checkpoint.keep_last=2"]), 2, False, drawn)
+    for free, standing in ((0, Standing.MEND), (1 << 30, Standing.SOUND)):
+        monkeypatch.setattr(disks, "free_bytes", lambda folder, free=free: free)
+        assert node.space(drawn[0], tmp_path / "run").standing == standing
+    monkeypatch.setattr(disks, "free_bytes", lambda folder: 0)
+    assert "room for 2 checkpoints of" in node.space(drawn[0], tmp_path / "run").said
 
 
 def test_shared_memory_holds_the_largest_batches_that_wait(micro_config, tmp_path):
@@ -162,6 +167,13 @@ def test_a_clock_that_is_off_is_a_warning(seconds, said):
     )
 
 
+def test_a_clock_is_compared_at_the_middle_of_a_slow_write(tmp_path, monkeypatch):
+    times_s = iter([1000.0, 1080.0])
+    monkeypatch.setattr(disks.time, "time", lambda: next(times_s))
+    monkeypatch.setattr(disks, "_touch", lambda run_dir, what_for: 1039.0)
+    assert disks.clock(tmp_path) == Finding("clock", Standing.SOUND, "+1.0 s")
+
+
 def raising(error):
     def look():
         raise error
@@ -189,29 +201,48 @@ def unreachable():
     ],
 )
 def test_an_error_is_a_finding(error, found):
-    came = node.bounded("it", raising(error))
+    came = node.outcome("it", raising(error))
     assert (came.check, came.standing) == (found.check, found.standing)
     assert came.said.startswith(found.said)
 
 
-def test_a_check_that_hangs_is_a_finding():
-    release, began_s = threading.Event(), time.monotonic()
+def test_checks_are_made_at_once_and_those_that_hang_are_findings():
+    release, both, began_s = threading.Event(), threading.Barrier(2), time.monotonic()
 
-    def look():
+    def hang():
         release.wait()
         return Finding("it", Standing.SOUND, "")
 
-    found = node.bounded("it", look, limit_s=0.05)
+    def meet():
+        both.wait(10)
+        return Finding("met", Standing.SOUND, "")
+
+    found = node.ask({"a": meet, "it": hang, "b": meet, "also": hang}, limit_s=0.5)
     assert time.monotonic() - began_s < 5
     release.set()
-    assert found == Finding("it", Standing.AGAIN, "it: no answer within 0.05 s: does a file system hang there?")
+    met = Finding("met", Standing.SOUND, "")
+    late = [
+        Finding(check, Standing.AGAIN, f"{check}: no answer within 0.5 s: does a file system hang there?")
+        for check in ("it", "also")
+    ]
+    assert found == [met, late[0], met, late[1]]
+
+
+def test_what_hangs_takes_the_time_of_what_comes_after_it(inspect, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(node, "CHECKS_LIMIT_S", 1.0)
+    monkeypatch.setattr(disks, "run_directory", lambda run_dir: release.wait())
+    found = inspect()
+    release.set()
+    assert found["run directory"].said.startswith("run directory: no answer within 1 s")
+    assert "shards" not in found
 
 
 def test_ranks_without_a_gpu_are_a_fault(monkeypatch):
     monkeypatch.setattr(node.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(node.torch.cuda, "device_count", lambda: 4)
     assert node.devices(4).said == "4 GPUs"
-    assert "start at most 4 ranks a node" in node.bounded("devices", lambda: node.devices(8)).said
+    assert "start at most 4 ranks a node" in node.outcome("devices", lambda: node.devices(8)).said
 
 
 def test_the_digest_tells_code_from_other_code(tmp_path):
@@ -231,6 +262,18 @@ def test_facts_are_of_what_runs_here():
     assert found["torch"] == node.torch.__version__
     assert found["vitscale"].endswith(f"+{node.code_digest()}")
     assert {"python", "deepspeed", "numpy"} <= found.keys()
+
+
+def test_a_card_that_does_not_answer_is_no_fact_and_no_end(monkeypatch):
+    def broken(index):
+        raise RuntimeError("CUDA error: unknown error")
+
+    monkeypatch.setattr(node.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(node.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(node.torch.cuda.nccl, "version", lambda: (2, 28, 3))
+    monkeypatch.setattr(node.torch.cuda, "get_device_properties", broken)
+    found = node.facts()
+    assert (found["nccl"], "gpus" in found, "python" in found) == ("2.28.3", False, True)
 
 
 def test_the_driver_s_version_is_read_from_the_kernel_s_file(tmp_path, monkeypatch):

@@ -20,6 +20,9 @@ _FAULTS = (
     rules.last_stage,
 )
 _SLOWNESS = (rules.slow_devices, rules.slow_networks)
+ENOUGH_SOUND = 0.75
+"""Of the nodes that a run gets with slow ones among them: where it gets so many without, they are left out. A slow one
+holds all others up, but not by as much as half the nodes would."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def judge(evidence: Evidence) -> list[Verdict]:
 
 
 def choose(evidence: Evidence, wanted: int, least: int, usable: Callable[[int], int]) -> Choice:
-    """The nodes that the run gets: sound ones as they come in the list, slow ones only where there are too few.
+    """The nodes that the run gets: sound ones as they come in the list, slow ones only where those are far too few.
 
     Args:
         evidence: all of it.
@@ -79,10 +82,11 @@ def choose(evidence: Evidence, wanted: int, least: int, usable: Callable[[int], 
     verdicts = judge(evidence)
     sound = [v.node for v in verdicts if not v.faults and not v.slow]
     slow = [v.node for v in verdicts if not v.faults and v.slow]
-    for candidates in (sound, [*sound, *slow]):
-        taken = candidates[: usable(min(wanted, len(candidates)))]
-        if len(taken) >= least:
-            return Choice(tuple(node for node in evidence.nodes if node in taken))
+    taken, with_slow = (candidates[: usable(min(wanted, len(candidates)))] for candidates in (sound, [*sound, *slow]))
+    if len(taken) < max(least, ENOUGH_SOUND * len(with_slow)):
+        taken = with_slow
+    if len(taken) >= least:
+        return Choice(tuple(node for node in evidence.nodes if node in taken))
     return Choice(
         status=ExitStatus.TRANSIENT,
         reason=f"{len(sound) + len(slow)} of {len(verdicts)} nodes can be used, the run needs {least}: mend the "

@@ -22,13 +22,14 @@ _PARTS_UNDER_WAY = 2
 
 def run_directory(run_dir: Path) -> Finding:
     """Whether a file can be made, flushed and removed in the run directory; raises OSError."""
-    _touch(run_dir)
+    _touch(run_dir, "room")
     return Finding("run directory", Standing.SOUND, str(run_dir))
 
 
 def clock(run_dir: Path) -> Finding:
-    """How far the node's clock is from that of the file system, whose server stamps a new file; raises OSError."""
-    return clock_finding(socket.gethostname(), time.time() - _touch(run_dir))
+    """How far the node's clock is from the file system's, where the server stamps files (NFS); raises OSError."""
+    before_s, stamped_s, after_s = time.time(), _touch(run_dir, "clock"), time.time()
+    return clock_finding(socket.gethostname(), (before_s + after_s) / 2 - stamped_s)
 
 
 def clock_finding(host: str, ahead_s: float) -> Finding:
@@ -50,19 +51,25 @@ def free_bytes(folder: Path) -> int:
 
 
 def checkpoint_space(
-    run_dir: Path, room_bytes: int, tag_bytes: int, keep: CheckpointSection, total_steps: int
+    run_dir: Path, room_bytes: int, tags: int, tag_bytes: int, keep: CheckpointSection, total_steps: int
 ) -> Finding:
     """Whether there is room for the checkpoints that are kept, and for the one that is written before an old one goes.
 
     Args:
         run_dir: where they lie.
-        room_bytes: what is free there, and what the run's checkpoints take already.
+        room_bytes: what is free there.
+        tags: checkpoints that are there.
         tag_bytes: of one checkpoint.
         keep: what is kept.
         total_steps: length of the run.
     """
-    needed = keep.keep_last + 1 + (keep.keep_best is not None)
+    passing = keep.keep_last + (keep.keep_best is not None)
+    # Of the tags that are there so many go again and make room; the others stay for ever.
+    going = min(tags, passing)
+    needed = passing + 1
     for_ever = total_steps // keep.keep_every_steps if keep.keep_every_steps is not None else 0
+    for_ever = max(for_ever - (tags - going), 0)
+    room_bytes += going * tag_bytes
     fitting = room_bytes // tag_bytes
     told = f"room for {fitting} checkpoints of {gigabytes(tag_bytes)}"
     if fitting < needed:
@@ -76,7 +83,7 @@ def checkpoint_space(
         return Finding(
             "space",
             Standing.WARNING,
-            f"{run_dir}: {told}, the run will keep {for_ever} for ever (checkpoint.keep_every_steps): "
+            f"{run_dir}: {told}, the run will keep {for_ever} more for ever (checkpoint.keep_every_steps): "
             f"free {gigabytes((needed + for_ever) * tag_bytes - room_bytes)} before it comes to that",
         )
     return Finding("space", Standing.SOUND, told)
@@ -116,10 +123,10 @@ def gigabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e8 else f"{size_bytes / 1e6:.1f} MB"
 
 
-def _touch(run_dir: Path) -> float:
+def _touch(run_dir: Path, what_for: str) -> float:
     """Make, flush and remove a file; when the file system says that it was made."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    probe = run_dir / f".preflight-{socket.gethostname()}-{os.getpid()}"
+    probe = run_dir / f".preflight-{what_for}-{socket.gethostname()}-{os.getpid()}"
     try:
         with probe.open("wb") as file:
             file.write(b"preflight")

@@ -23,7 +23,7 @@ def store_at(seat: Seat, host: str, port: int, limits: Limits) -> Store:
     Raises:
         RuntimeError: the port is taken, or nobody is there in time.
     """
-    timeout = timedelta(seconds=limits.wait_s + limits.inspection_s)
+    timeout = timedelta(seconds=limits.coming_s)
     return TCPStore(host, port, is_master=seat.rank == 0, timeout=timeout, wait_for_workers=False)
 
 
@@ -54,6 +54,17 @@ def pass_gate(store: Store, name: str, expected: int, limit_s: float, *, leads: 
         with contextlib.suppress(RuntimeError):  # the leader is gone: each for itself
             store.wait([f"{name}/open"], timedelta(seconds=2 * limit_s))
     return expected
+
+
+def all_come(store: Store, name: str, expected: int, limit_s: float) -> bool:
+    """Whether all that are expected come to a gate in time: the last of them opens it."""
+    if store.add(name, 1) == expected:
+        store.set(f"{name}/open", "")
+    try:
+        store.wait([f"{name}/open"], timedelta(seconds=limit_s))
+    except RuntimeError:
+        return False
+    return True
 
 
 def await_roster(store: Store, key: str, limit_s: float) -> Roster:

@@ -52,10 +52,13 @@ def attend(
     progress = Progress(folder, seat)
     # Rank 0 opens it before it looks at its node: the others would not wait for ever.
     store = _opened(open_store, progress) if seat.rank == 0 else None
-    own = inspect() if seat.local_rank == 0 else None
-    if own is not None:
+    own = None
+    if seat.local_rank == 0:
+        with progress.bounded(limits.inspection_s):
+            own = inspect()
         write_report(folder, own)
-    rate, fault = try_device(seat.device)
+    with progress.bounded(limits.device_s):
+        rate, fault = try_device(seat.device)
     fault = progress.report.fault or fault
     progress.note(flops_per_s=rate, fault=fault, stage=Stage.COMPUTE if fault else Stage.MEETING)
     if store is None and seat.rank != 0:
@@ -86,7 +89,7 @@ def check_network(seat: Seat, store: Store, own: NodeReport | None, progress: Pr
             with progress.bounded(limits.total_s):
                 talk(seat, store, roster, progress, limits)
         except RuntimeError as error:
-            progress.note(fault=f"rank 0 is gone: {one_line(error)}")
+            progress.note(fault=f"rank 0 is gone, or the rank that leads: {one_line(error)}")
     else:
         progress.note(left_out=True)
     if seat.rank == 0:  # the store goes with its process
@@ -123,4 +126,4 @@ def _meet(seat: Seat, store: Store, own: NodeReport | None, progress: Progress, 
         ranks = [parse_rank(text) for text in there(store, "rank", seat.world_size)]
         reports = [parse_node(text) for text in there(store, "node", seat.world_size)]
         store.set("roster", json.dumps(draw_roster({r.node: r for r in reports}, ranks, seat.local_world_size)))
-    return await_roster(store, "roster", limits.wait_s + limits.inspection_s)
+    return await_roster(store, "roster", limits.coming_s)

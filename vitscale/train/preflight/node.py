@@ -5,9 +5,11 @@ come back, as on a file system that hangs, is a fault by itself.
 """
 
 import hashlib
+import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -22,8 +24,8 @@ from vitscale.data.index import read_dataset
 from vitscale.data.mixture import Mixture
 from vitscale.data.shards import open_shards
 from vitscale.data.stream import Stream
-from vitscale.errors import CheckpointError, ExitStatus, LaunchError, ShardError, VitscaleError
-from vitscale.ranks.groups import Ranks, choose_device
+from vitscale.errors import PASSING_FAULTS, CheckpointError, ExitStatus, LaunchError, ShardError, VitscaleError
+from vitscale.ranks.groups import Ranks, choose_device, count_gpus, promised_gpus
 from vitscale.train.build import Blueprint, build_model, draw_blueprint
 from vitscale.train.footprint import planned_checkpoint_bytes
 from vitscale.train.preflight import disks
@@ -32,8 +34,8 @@ from vitscale.train.run_directory import library_versions
 
 T = TypeVar("T")
 
-CHECK_LIMIT_S = 90.0
-"""Time that one check gets; mapping the index of 14 million samples for the first time takes a good part of it."""
+CHECKS_LIMIT_S = 90.0
+"""Time that all checks get; mapping the index of 14 million samples for the first time takes a good part of it."""
 SERVER_PATIENCE_S = 10.0
 """How long an unreachable server of shards is asked again."""
 PROBED_BYTES = 512
@@ -53,43 +55,59 @@ def inspect_node(config: Config, node: str, ranks_here: int, check_files: bool) 
     """
     assert config.run.dir is not None  # load_config fills it in
     run_dir, drawn = config.run.dir, list[Blueprint]()
-    findings = [
-        bounded("devices", lambda: devices(ranks_here)),
-        bounded("config", lambda: blueprint(config, ranks_here, check_files, drawn)),
-        bounded("run directory", lambda: disks.run_directory(run_dir)),
-        bounded("clock", lambda: disks.clock(run_dir)),
-    ]
-    if drawn:
-        findings += [
-            bounded("shards", lambda: shards(drawn[0])),
-            bounded("space", lambda: space(drawn[0], run_dir)),
-            bounded("shared memory", lambda: disks.shared_memory(drawn[0], ranks_here)),
-        ]
+    ends_s = time.monotonic() + CHECKS_LIMIT_S
+    findings = ask(
+        {
+            "devices": lambda: devices(ranks_here),
+            "config": lambda: blueprint(config, ranks_here, check_files, drawn),
+            "run directory": lambda: disks.run_directory(run_dir),
+            "clock": lambda: disks.clock(run_dir),
+        },
+        CHECKS_LIMIT_S,
+    )
+    if drawn and (left_s := ends_s - time.monotonic()) > 0:
+        findings += ask(
+            {
+                "shards": lambda: shards(drawn[0]),
+                "space": lambda: space(drawn[0], run_dir),
+                "shared memory": lambda: disks.shared_memory(drawn[0], ranks_here),
+            },
+            left_s,
+        )
     return NodeReport(node, facts(), findings)
 
 
-def bounded(check: str, look: Callable[[], Finding], limit_s: float = CHECK_LIMIT_S) -> Finding:
-    """The finding of a check, or what kept it from giving one: an error, or the time."""
-    found: list[Finding] = []
+def ask(looks: Mapping[str, Callable[[], Finding]], limit_s: float) -> list[Finding]:
+    """The findings of some checks, which are made at once, or what kept them from giving one: an error, or the time."""
+    found: dict[str, Finding] = {}
 
-    def run() -> None:
-        try:
-            found.append(look())
-        except VitscaleError as error:
-            passes = error.status not in (ExitStatus.USER_ERROR, ExitStatus.DIVERGED)
-            kind = next((name for family, name in _KINDS.items() if isinstance(error, family)), check)
-            found.append(Finding(kind, Standing.AGAIN if passes else Standing.MEND, str(error)))
-        except OSError as error:
-            found.append(Finding(check, Standing.MEND, f"{error.filename or check}: {error.strerror}: mend it there"))
-        except Exception as error:  # a driver or a library that is broken on this node, whatever it raises
-            said = f"{check}: {type(error).__name__}: {' '.join(str(error).split())}: mend it there"
-            found.append(Finding(check, Standing.MEND, said))
+    def look(check: str) -> None:
+        found[check] = outcome(check, looks[check])
 
-    thread = threading.Thread(target=run, name=check, daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    late = Finding(check, Standing.AGAIN, f"{check}: no answer within {limit_s:g} s: does a file system hang there?")
-    return found[0] if found else late
+    threads = {check: threading.Thread(target=look, args=(check,), name=check, daemon=True) for check in looks}
+    ends_s = time.monotonic() + limit_s
+    for thread in threads.values():
+        thread.start()
+    for thread in threads.values():
+        thread.join(max(ends_s - time.monotonic(), 0.0))
+    late = f"no answer within {limit_s:.3g} s: does a file system hang there?"
+    return [found.get(check, Finding(check, Standing.AGAIN, f"{check}: {late}")) for check in looks]
+
+
+def outcome(check: str, look: Callable[[], Finding]) -> Finding:
+    """The finding of a check, or the error that kept it from giving one."""
+    try:
+        return look()
+    except VitscaleError as error:
+        passes = error.status not in (ExitStatus.USER_ERROR, ExitStatus.DIVERGED)
+        kind = next((name for family, name in _KINDS.items() if isinstance(error, family)), check)
+        return Finding(kind, Standing.AGAIN if passes else Standing.MEND, str(error))
+    except OSError as error:
+        standing = Standing.AGAIN if error.errno in PASSING_FAULTS else Standing.MEND
+        return Finding(check, standing, f"{error.filename or check}: {error.strerror}: mend it there")
+    except Exception as error:  # a driver or a library that is broken on this node, whatever it raises
+        said = f"{check}: {type(error).__name__}: {' '.join(str(error).split())}: mend it there"
+        return Finding(check, Standing.MEND, said)
 
 
 def facts() -> dict[str, str]:
@@ -98,11 +116,12 @@ def facts() -> dict[str, str]:
     if torch.version.cuda is not None:
         known["cuda"] = torch.version.cuda
     if torch.cuda.is_available():
-        known["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
-        cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        known["gpus"] = f"{len(cards)} x " + ", ".join(
-            sorted({f"{card.name} {card.total_memory / 2**30:.0f} GiB" for card in cards})
-        )
+        with suppress(RuntimeError):  # of a card that is broken, which the check of the devices tells
+            known["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
+            cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+            known["gpus"] = f"{len(cards)} x " + ", ".join(
+                sorted({f"{card.name} {card.total_memory / 2**30:.0f} GiB" for card in cards})
+            )
     with suppress(OSError):
         if found := re.search(r"\d{3,}\.[\d.]+", _DRIVER.read_text(encoding="utf-8")):
             known["driver"] = found[0]
@@ -119,8 +138,8 @@ def code_digest(package: Path = Path(__file__).parents[2]) -> str:
 
 def devices(ranks_here: int) -> Finding:
     """Whether each rank has a device of its own; raises LaunchError."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    choose_device(ranks_here - 1, gpus)
+    gpus = count_gpus()
+    choose_device(ranks_here - 1, gpus, promised_gpus(os.environ))
     return Finding("devices", Standing.SOUND, f"{gpus} GPUs" if gpus else "CPU")
 
 
@@ -135,7 +154,7 @@ def blueprint(config: Config, ranks_here: int, check_files: bool, drawn: list[Bl
         check_files: whether to look at every shard.
         drawn: takes the blueprint.
     """
-    device = choose_device(0, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    device = choose_device(0, count_gpus())
     alone = Ranks(rank=0, world_size=ranks_here, local_rank=0, local_world_size=ranks_here, device=device)
     drawn.append(draw_blueprint(config, alone, check_files))
     return Finding("config", Standing.SOUND, f"{drawn[0].total_steps} steps of {config.model.name}")
@@ -169,9 +188,9 @@ def space(blueprint: Blueprint, run_dir: Path) -> Finding:
     config = blueprint.config
     with torch.device("meta"):
         tag_bytes = planned_checkpoint_bytes(config, build_model(config))
-    # Tags that are there have their place; counting them asks the file system far less than adding up their files.
-    room_bytes = disks.free_bytes(run_dir) + len(CheckpointStore(run_dir).tags()) * tag_bytes
-    return disks.checkpoint_space(run_dir, room_bytes, tag_bytes, config.checkpoint, blueprint.total_steps)
+    # Counting the tags that are there asks the file system far less than adding up their files.
+    room_bytes, tags = disks.free_bytes(run_dir), len(CheckpointStore(run_dir).tags())
+    return disks.checkpoint_space(run_dir, room_bytes, tags, tag_bytes, config.checkpoint, blueprint.total_steps)
 
 
 def _shards_of(blueprint: Blueprint) -> Iterator[tuple[str, str, int | None]]:

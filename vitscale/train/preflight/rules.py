@@ -10,6 +10,10 @@ from vitscale.train.preflight.reports import Finding, NodeReport, RankReport, St
 
 MAY_DIFFER = frozenset({"driver"})
 """Facts that clusters have in two versions for a while, and that work together."""
+OF_ONE_NODE = frozenset({"devices", "shared memory"})
+"""Checks that another node may pass."""
+_NONE = "none"
+"""A fact that a node does not have."""
 _DOING = {
     Stage.MEETING: "while it waited for the others",
     Stage.COMPUTE: "in the check of its device",
@@ -93,11 +97,18 @@ def broken_devices(evidence: Evidence) -> Lines:
 
 
 def unmet(evidence: Evidence) -> Lines:
-    """Ranks that did not find rank 0 or lost it, or rank 0's node where most others did not find it."""
-    failed = {rank.node: rank for rank in evidence.failed_in(Stage.MEETING) + evidence.failed_in(Stage.PAIRS)}
+    """Ranks that did not find rank 0 or lost it, or rank 0's node where most others did not find it.
+
+    Where rank 0 itself did not come through, that is no verdict on the others.
+    """
+    lost = evidence.failed_in(Stage.MEETING) + evidence.failed_in(Stage.PAIRS)
+    failed = {rank.node: rank for rank in lost}
     zero = next((rank for rank in evidence.ranks if rank.rank == 0), None)
     if zero is None or zero in evidence.stuck or zero in evidence.failed_in(Stage.COMPUTE):
         return  # what is wrong with rank 0 is told already
+    if zero in lost:
+        yield zero.node, f"{_name(zero)}: {zero.fault}"
+        return
     others = [node for node in evidence.reports if node != zero.node]
     if len(failed) >= 2 and 2 * len(failed) > len(others):
         yield zero.node, f"{len(failed)} of {len(others)} nodes do not reach it: see its network interface and its name"
@@ -110,7 +121,7 @@ def late(evidence: Evidence) -> Lines:
     rules = (failed_checks, other_facts, silent_ranks, broken_devices)
     explained = {node for rule in rules for node, _ in rule(evidence)}
     for node in {rank.node for rank in evidence.ranks if rank.left_out} - explained:
-        yield node, "came too late for the network check: see what makes it slow to start, or raise --wait"
+        yield node, "came too late for the network check: see what makes it slow to start"
 
 
 def dead_pairs(evidence: Evidence) -> Lines:
@@ -129,7 +140,7 @@ def last_stage(evidence: Evidence) -> Lines:
     """Ranks that failed in the last check where others came through it, and none hung."""
     failed = evidence.failed_in(Stage.ALL_RANKS)
     hung = any(rank.stage == Stage.ALL_RANKS for rank in evidence.stuck)
-    if not hung and any(rank.stage == Stage.OVER for rank in evidence.ranks):
+    if not hung and any(rank.transfers for rank in evidence.ranks):
         yield from ((rank.node, f"{_name(rank)}: {rank.fault}") for rank in failed)
 
 
@@ -137,7 +148,7 @@ def network_fault(evidence: Evidence) -> str:
     """What is wrong with the network of nodes none of which can be named; empty where nothing is."""
     failed = evidence.failed_in(Stage.ALL_RANKS)
     named = any(rank.stage == Stage.ALL_RANKS for rank in evidence.stuck)
-    if not failed or named or any(rank.stage == Stage.OVER for rank in evidence.ranks):
+    if not failed or named or any(rank.transfers for rank in evidence.ranks):
         return ""
     return f"the nodes work by pairs but not together: {_name(failed[0])}: {failed[0].fault}: see the network"
 
@@ -173,29 +184,31 @@ def best_pairs(evidence: Evidence) -> dict[str, float]:
 
 
 def shared_faults(evidence: Evidence) -> list[Finding]:
-    """The checks that fail on every node that reported, most nodes of the job being among them: no node's fault."""
+    """The checks that fail on every node that reported, most nodes of the job being among them: no node's fault.
+
+    In a job of one node that is no evidence about checks that another node may pass.
+    """
     reports = list(evidence.reports.values())
     if 2 * len(reports) <= len(evidence.nodes):
         return []
     first, *others = reports
-    return [f for f in first.faults if all(f.check in {fault.check for fault in report.faults} for report in others)]
+    excused = OF_ONE_NODE if len(evidence.nodes) == 1 else frozenset()
+    shared = [f for f in first.faults if all(f.check in {fault.check for fault in r.faults} for r in others)]
+    return [fault for fault in shared if fault.check not in excused]
 
 
 def usual_facts(evidence: Evidence) -> dict[str, str]:
-    """Of each fact what most nodes say; of equally many the node's that comes first in the list."""
-    counts: dict[str, Counter[str]] = {}
-    for node in evidence.nodes:
-        if node in evidence.reports:
-            for key, value in evidence.reports[node].facts.items():
-                counts.setdefault(key, Counter())[value] += 1
-    return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+    """Of each fact what most nodes say, or that they have none; of equally many the node's that comes first."""
+    facts = [evidence.reports[node].facts for node in evidence.nodes if node in evidence.reports]
+    known = {key for own in facts for key in own}
+    return {key: Counter(own.get(key, _NONE) for own in facts).most_common(1)[0][0] for key in known}
 
 
 def _differing(evidence: Evidence, keys: set[str] | frozenset[str]) -> Lines:
     usual = usual_facts(evidence)
     for node, report in evidence.reports.items():
         for key in sorted(keys & usual.keys()):
-            own = report.facts.get(key, "none")
+            own = report.facts.get(key, _NONE)
             if own != usual[key]:
                 yield node, f"{key} {own}, most nodes have {usual[key]}: load the same modules or the same image there"
 

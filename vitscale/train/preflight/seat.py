@@ -18,15 +18,22 @@ class Limits:
     """The longest that a rank waits."""
 
     wait_s: float = 90.0
-    """For ranks that have not come yet, once this node has looked at itself."""
-    inspection_s: float = 180.0
-    """Beyond that, for other nodes to look at themselves."""
+    """For ranks that have not come yet, once this node has looked at itself and its devices."""
+    inspection_s: float = 100.0
+    """For a node to look at itself; its checks end before."""
+    device_s: float = 60.0
+    """For a device to multiply."""
     pair_s: float = 15.0
-    """For one pair of nodes."""
+    """For each step of one pair of nodes: to come, to find each other, to send."""
     all_ranks_s: float = 60.0
     """For each collective among all ranks, and until they have found each other."""
     total_s: float = 240.0
     """For everything after the meeting, whatever hangs; then the process ends itself."""
+
+    @property
+    def coming_s(self) -> float:
+        """For another rank to come to the meeting: one that comes as late as it may has looked at its node before."""
+        return self.inspection_s + self.device_s + self.wait_s
 
 
 @dataclass(frozen=True)
@@ -59,15 +66,8 @@ class Progress:
 
     @contextlib.contextmanager
     def bounded(self, limit_s: float) -> Iterator[None]:
-        """What happens inside and hangs is written down after so long, and the process ends."""
-
-        def give_up() -> None:
-            try:
-                self.note(fault=f"no end after {limit_s:g} s")
-            finally:
-                os._exit(0)
-
-        timer = threading.Timer(limit_s, give_up)
+        """Where what happens inside hangs, the process ends after so long: its report stays where it was then."""
+        timer = threading.Timer(limit_s, os._exit, (0,))
         timer.daemon = True
         timer.start()
         try:

@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
-from vitscale.train.preflight.gates import Roster, arrivals, arrive, await_roster, pass_gate, there
+from vitscale.train.preflight.gates import Roster, all_come, arrivals, arrive, await_roster, pass_gate, there
 from vitscale.train.preflight.measure import transfer_rate
 from vitscale.train.preflight.pairs import Collective, cut_off, rounds_of_pairs
 from vitscale.train.preflight.reports import Pair, Stage, Transfer, dump_report, one_line, parse_rank
@@ -48,9 +48,9 @@ def talk(seat: Seat, store: Store, roster: Roster, progress: Progress, limits: L
                 progress.note(pairs=(*progress.report.pairs, found))
         # All begin a round together: nobody may wait long for a peer that is still busy with another.
         here = pass_gate(store, f"round-{number}", here, 1.5 * limits.pair_s, leads=seat.rank == leader)
+    sound = _agree(seat, store, roster, progress, limits)
     progress.note(stage=Stage.ALL_RANKS)
     try:
-        sound = _agree(seat, store, roster, progress, limits)
         if seat.node in sound:
             progress.note(transfers=_talk_together(seat, store, sound, limits))
         progress.note(stage=Stage.OVER)
@@ -99,6 +99,10 @@ def _talk_together(seat: Seat, store: Store, sound: Roster, limits: Limits) -> t
 @contextlib.contextmanager
 def _group(seat: Seat, store: Store, name: str, ranks: Sequence[int], limit_s: float) -> Iterator[None]:
     """A process group of some ranks; those that do not come in time are an error."""
+    # NCCL would wait without end for ranks that hang elsewhere, and for its first rank's word as long as the store.
+    if not all_come(store, f"group/{name}", len(ranks), limit_s):
+        raise RuntimeError("not all ranks came")
+    store.set_timeout(timedelta(seconds=limit_s))
     try:
         dist.init_process_group(
             "nccl" if seat.device.type == "cuda" else "gloo",
