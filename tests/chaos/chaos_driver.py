@@ -138,8 +138,12 @@ class ChaosRun:
     def story(self) -> str:
         """All lives, and the end of the last one's log."""
         lines = [f"{number}: {life}" for number, life in enumerate(self.lives)]
-        log = self._log_path()
-        return "\n".join([*lines, log.read_text(errors="replace")[-4000:] if log.exists() else ""])
+        return "\n".join([*lines, self._log()[-4000:]])
+
+    def _log(self) -> str:
+        """What the last life's ranks have said; one that was killed in its first moments has no file."""
+        path = self._log_path()
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def _log_path(self) -> Path:
         return self._run_dir.parent / f"life-{len(self.lives) - 1:03d}.log"
@@ -214,8 +218,7 @@ class ChaosRun:
         deadline_s = time.monotonic() + LIFE_S
         goal = min(step, self._total_steps - 1)
         while all(process.is_alive() for process in processes):
-            log = self._log_path()
-            done = _STEP_LINE.findall(log.read_text(errors="replace")) if log.exists() else []
+            done = _STEP_LINE.findall(self._log())
             if done and int(done[-1]) >= goal:
                 return
             assert time.monotonic() < deadline_s, f"no step {goal}\n{self.story()}"
@@ -247,7 +250,7 @@ class ChaosRun:
         starts = self._starts()
         if len(starts) > self._known_starts:  # it came so far
             assert starts[-1]["found_step"] == life.named_step, self.story()
-        first = _STEP_LINE.search(self._log_path().read_text(errors="replace"))
+        first = _STEP_LINE.search(self._log())
         if first is not None:
             assert int(first[1]) == life.expected_step + 1, self.story()
         self._known_starts = len(starts)
