@@ -12,6 +12,7 @@ from vitscale.config import Config
 from vitscale.errors import ExitStatus, LaunchError
 from vitscale.ranks.groups import choose_device, count_gpus
 from vitscale.ranks.network import find_variables
+from vitscale.ranks.open_files import allow_open_files
 from vitscale.ranks.placement import Placement, read_placement
 from vitscale.train.preflight.gates import store_at
 from vitscale.train.preflight.measure import try_device
@@ -34,6 +35,7 @@ def attend_as_task(config: Config, folder: Path, wait_s: float | None) -> ExitSt
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
 
     def open_store() -> Store:
+        allow_open_files(placement.world_size)
         gpus = seat.device.type == "cuda"
         os.environ.update(find_variables(placement, gpus, limits.all_ranks_s, os.environ))
         # Beside the run's own port, which torchrun's agent may hold.

@@ -1,5 +1,5 @@
 """Which rank this process is, how its node reaches the others, and what the ranks of a run decide together.
 
-`placement` and `hosts` are pure, `network` decides and looks, `groups` joins. Nothing is imported here, so that the
-first three can be used without torch.
+`placement` and `hosts` are pure, `network` and `open_files` look at the system, `groups` joins. Nothing is imported
+here, so that all but the last can be used without torch.
 """

@@ -1,4 +1,4 @@
-"""The network between the nodes of a run: which interface, and what gloo and NCCL have to be told.
+"""The network between the ranks of a run: which interface, and what gloo and NCCL have to be told.
 
 Left alone, gloo takes the interface that the node's own name resolves to. That is 127.0.1.1 on Debian, where no other
 node finds it. What leads to rank 0's node is right, so the kernel's routes are asked; `choose_interface` and
@@ -46,6 +46,10 @@ def network_variables(
         known: what is set already, in the environment or in NCCL's own files.
     """
     wanted = {}
+    if placement.world_size > 1:
+        # Left alone, every rank connects to every other when a group is made, and asks rank 0's store for all their
+        # addresses: minutes of rank 0's time at 1,000 ranks, for a dozen connections that are used.
+        wanted["TORCH_GLOO_LAZY_INIT"] = "1"
     if placement.spans_nodes and interface is not None:
         wanted["GLOO_SOCKET_IFNAME"] = interface
         if gpus:

@@ -102,3 +102,15 @@ def test_two_ranks_meet_at_an_ipv6_address_and_agree():
         [0, True, [False, True, True], [3.0, 20.0], "from 0", "0", True],
         [1, False, [False, True, True], [3.0, 20.0], "from 0", "1", True],
     ]
+
+
+def vote(rank, world_size):
+    me = groups.Ranks(rank, world_size, rank, world_size, torch.device("cpu"))
+    alone = [me.any_of(rank == other, False, rank != other) for other in range(world_size)]
+    return alone, me.any_of(False, False), me.any(True)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 5])
+def test_every_rank_hears_every_vote(world_size):
+    seen = run_distributed_test(vote, world_size)
+    assert seen == [([[True, False, True]] * world_size, [False, False], True)] * world_size

@@ -10,6 +10,7 @@ from vitscale.ranks import network
 from vitscale.ranks.network import choose_interface, find_interface, find_variables, network_variables
 from vitscale.ranks.placement import Placement
 
+ALONE = Placement(0, 1, 0, 1, "127.0.0.1", 0)
 ONE_NODE = Placement(0, 2, 0, 2, "127.0.0.1", 29500)
 TWO_NODES = Placement(0, 4, 0, 2, "node1", 29500, second_host="node2")
 
@@ -40,19 +41,23 @@ def test_the_interface_that_leads_to_the_others(sources, interfaces, name):
     assert choose_interface(sources, interfaces) == name
 
 
+LAZY = {"TORCH_GLOO_LAZY_INIT": "1"}
 HEARTBEAT = {"TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": "600"}
+ETH0 = {"GLOO_SOCKET_IFNAME": "eth0"}
 
 
 @pytest.mark.parametrize(
     ("placement", "gpus", "known", "variables"),
     [
-        (ONE_NODE, False, {}, {}),
-        (ONE_NODE, True, {}, HEARTBEAT),
-        (TWO_NODES, False, {}, {"GLOO_SOCKET_IFNAME": "eth0"}),
-        (TWO_NODES, True, {}, {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "=eth0", **HEARTBEAT}),
-        (TWO_NODES, True, {"NCCL_SOCKET_IFNAME": "^docker"}, {"GLOO_SOCKET_IFNAME": "eth0", **HEARTBEAT}),
-        (TWO_NODES, True, {"GLOO_SOCKET_IFNAME": "eth0", **HEARTBEAT}, {"NCCL_SOCKET_IFNAME": "=eth0"}),
-        (TWO_NODES, False, {"GLOO_SOCKET_IFNAME": ""}, {"GLOO_SOCKET_IFNAME": "eth0"}),
+        (ALONE, False, {}, {}),
+        (ALONE, True, {}, HEARTBEAT),
+        (ONE_NODE, False, {}, LAZY),
+        (ONE_NODE, True, {}, {**LAZY, **HEARTBEAT}),
+        (TWO_NODES, False, {}, {**LAZY, **ETH0}),
+        (TWO_NODES, True, {}, {**LAZY, **ETH0, "NCCL_SOCKET_IFNAME": "=eth0", **HEARTBEAT}),
+        (TWO_NODES, True, {"NCCL_SOCKET_IFNAME": "^docker"}, {**LAZY, **ETH0, **HEARTBEAT}),
+        (TWO_NODES, True, {**ETH0, **HEARTBEAT}, {**LAZY, "NCCL_SOCKET_IFNAME": "=eth0"}),
+        (TWO_NODES, False, {"GLOO_SOCKET_IFNAME": "", "TORCH_GLOO_LAZY_INIT": "0"}, ETH0),
     ],
 )
 def test_only_what_is_needed_and_not_set_is_set(placement, gpus, known, variables):
@@ -64,6 +69,7 @@ def test_the_users_interface_is_nccls_too_and_nothing_is_looked_for():
     placement = Placement(0, 4, 0, 2, "no-such-host.invalid", 29500)
     assert find_variables(placement, True, 600.0, {"GLOO_SOCKET_IFNAME": "eth7", "NCCL_CONF_FILE": "/none"}) == {
         "NCCL_SOCKET_IFNAME": "=eth7",
+        **LAZY,
         **HEARTBEAT,
     }
 
@@ -72,7 +78,7 @@ def test_what_is_in_nccls_file_is_left_alone(tmp_path):
     file = tmp_path / "nccl.conf"
     file.write_text("# NCCL_DEBUG=INFO\nNCCL_SOCKET_IFNAME = ib0\n")
     environ = {"GLOO_SOCKET_IFNAME": "eth7", "NCCL_CONF_FILE": str(file)}
-    assert find_variables(TWO_NODES, True, 600.0, environ) == HEARTBEAT
+    assert find_variables(TWO_NODES, True, 600.0, environ) == {**LAZY, **HEARTBEAT}
 
 
 def addresses_of(name: str) -> set[str]:
