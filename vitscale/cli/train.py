@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import click
@@ -43,6 +44,15 @@ def command(config: Path, overrides: tuple[str, ...], allow_change: tuple[str, .
     anything else transient. RUN/exit.json has it too, for launchers that hide it.
     """
     # Before the ranks have met, the launcher's variables are all there is to tell them apart.
-    is_main = read_placement(os.environ).rank == 0
-    logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, format="%(message)s")
+    start_log(read_placement(os.environ).rank, for_eyes=sys.stderr.isatty())
     return run_training(load_config(config, overrides), allow_change, fresh)
+
+
+def start_log(rank: int, for_eyes: bool) -> None:
+    """Rank 0 tells all, the others warnings, with their rank; in a file every line has its time."""
+    words = ["%(message)s"] if rank == 0 else [f"rank {rank}:", "%(message)s"]
+    logging.basicConfig(
+        level=logging.INFO if rank == 0 else logging.WARNING,
+        format=" ".join(words if for_eyes else ["%(asctime)s", *words]),
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )

@@ -189,15 +189,13 @@ class Reporter:
         """
         ranks = self._ranks
         device_bytes = torch.cuda.max_memory_allocated(ranks.device) if ranks.device.type == "cuda" else 0
-        own = torch.zeros(ranks.world_size, 3, dtype=torch.float64)
-        own[ranks.rank] = torch.tensor([interval.own_step_s, peak_rss_bytes(), device_bytes], dtype=torch.float64)
-        means = torch.cat([losses, torch.tensor([interval.parts_s[tag] for tag in PARTS], dtype=torch.float64)])
-        counts = torch.tensor([float(self._substituted)], dtype=torch.float64)
+        own = [interval.own_step_s, peak_rss_bytes(), device_bytes]
+        shared = [*losses.tolist(), *(interval.parts_s[tag] for tag in PARTS), self._substituted]
         with self.waiting():
-            total = ranks.sum(torch.cat([means / ranks.world_size, counts, own.flatten()]))
-        means, counts, own = torch.split(total, [len(means), 1, own.numel()])
-        parts_s = dict(zip(PARTS, means[len(losses) :].tolist(), strict=True))
-        return means[: len(losses)].tolist(), counts.item(), parts_s, own.view(-1, 3).tolist()
+            rows = ranks.gather(torch.tensor([*own, *shared], dtype=torch.float64))
+        owns, losses, parts, counts = torch.split(rows, [len(own), len(losses), len(PARTS), 1], dim=1)
+        parts_s = dict(zip(PARTS, parts.mean(0).tolist(), strict=True))
+        return losses.mean(0).tolist(), counts.sum().item(), parts_s, owns.tolist()
 
 
 def _open_sinks(blueprint: Blueprint, run_dir: Path, start_step: int) -> list[Sink]:

@@ -104,13 +104,16 @@ def test_two_ranks_meet_at_an_ipv6_address_and_agree():
     ]
 
 
-def vote(rank, world_size):
+def talk(rank, world_size):
     me = groups.Ranks(rank, world_size, rank, world_size, torch.device("cpu"))
-    alone = [me.any_of(rank == other, False, rank != other) for other in range(world_size)]
-    return alone, me.any_of(False, False), me.any(True)
+    votes = [me.any_of(rank == other, False, rank != other) for other in range(world_size)]
+    sums = [me.sum(torch.tensor([[rank, 2.0**rank]])).tolist(), me.sum(torch.tensor(10**rank)).item()]
+    return votes, me.any_of(False, False), me.any(True), sums, me.gather_objects("abc" * rank)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_every_rank_hears_every_vote(world_size):
-    seen = run_distributed_test(vote, world_size)
-    assert seen == [([[True, False, True]] * world_size, [False, False], True)] * world_size
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_every_rank_hears_every_other(world_size):
+    votes = [[True, False, world_size > 1]] * world_size
+    sums = [[[sum(range(world_size)), 2.0**world_size - 1]], int("1" * world_size)]
+    words = ["abc" * rank for rank in range(world_size)]
+    assert run_distributed_test(talk, world_size) == [(votes, [False, False], True, sums, words)] * world_size
