@@ -48,7 +48,7 @@ SAVE_PHASES = (
 """Moments of a save at which a rank can be killed; from the fifth on they are rank 0's alone."""
 CLOCK_SET_BACK = "clock set back"
 BLOWS = ("kill one", "kill all", "kill in save", "stop one", "ask to stop")
-_STEP_LINE = re.compile(r" step (\d+)/")
+_STEP_LINE = re.compile(r"\bstep (\d+)/")
 DAMAGES = (
     "truncated file",
     "flipped bits",

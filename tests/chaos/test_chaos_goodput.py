@@ -24,7 +24,7 @@ from vitscale.planning.goodput import SmallRun, predict
 
 STEPS, EVERY = 600, 30
 MEAN_BETWEEN_KILLS_S = 15.0
-STEP_LINE = re.compile(r" step (\d+)/")
+STEP_LINE = re.compile(r"\bstep (\d+)/")
 
 
 @dataclass

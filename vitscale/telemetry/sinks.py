@@ -105,7 +105,7 @@ _CONSOLE_FORMATS = {
 
 
 class ConsoleSink:
-    """On a terminal a progress bar, elsewhere a line for each record; both on standard error."""
+    """On a terminal a progress bar on standard error, elsewhere a line of the log for each record."""
 
     def __init__(self, total_steps: int, start_step: int) -> None:
         """Start the bar, and the clock of the estimated time to the end, at `start_step`."""
@@ -125,8 +125,7 @@ class ConsoleSink:
         """Show a record: training metrics beside the bar, all others on a line of their own."""
         shown = "  ".join(form.format(scalars[tag]) for tag, form in _CONSOLE_FORMATS.items() if tag in scalars)
         if self._bar.disable:
-            line = f"step {step}/{self._total_steps}  {shown}"
-            print(line + self._remaining(step), file=sys.stderr, flush=True)
+            log.info("step %d/%d  %s%s", step, self._total_steps, shown, self._remaining(step))
         elif tags.TRAIN_LOSS in scalars:
             self._bar.set_postfix_str(shown, refresh=False)
             self._bar.update(step - self._bar.n)

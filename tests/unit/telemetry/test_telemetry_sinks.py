@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 import math
 
 import pytest
@@ -84,7 +85,8 @@ def test_writer_flushes_and_closes_every_sink(tmp_path):
         assert sink.calls == [(7, {"val/top1": 0.5}), (7, "pictures/a", b"png"), "flush", "close"]
 
 
-def test_console_prints_a_plain_line_a_record_into_a_log(capsys, monkeypatch):
+def test_console_adds_a_plain_line_a_record_to_a_log(caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
     clock = iter([100.0, 120.0])  # the start at step 100, and step 120: one second a step
     monkeypatch.setattr("vitscale.telemetry.sinks.time.monotonic", lambda: next(clock))
     sink = ConsoleSink(total_steps=1000, start_step=100)
@@ -93,7 +95,7 @@ def test_console_prints_a_plain_line_a_record_into_a_log(capsys, monkeypatch):
     sink.write(1000, {tags.VAL_LOSS: 1.25, tags.VAL_TOP1: 0.5, tags.VAL_TOP5: 0.875, tags.PERF_MFU: 0.415})
     sink.flush()
     sink.close()
-    assert capsys.readouterr().err.splitlines() == [
+    assert caplog.messages == [
         "step 120/1000  loss 2.3100  lr 1.0e-03  images/s 512  eta 14m40s",
         "step 1000/1000  mfu 41.5%  val loss 1.2500  val top1 50.0%  val top5 87.5%",
     ]
