@@ -29,11 +29,11 @@ FAULTS: dict[int, tuple[str, str]] = {
     17: ("launcher stopped, killed or gone", "ranks notice, save and exit"),
     18: ("killed in the save that a signal asked for", "the checkpoint before it is intact"),
     19: ("second signal", "ignored while a save runs; a second SIGINT ends the process otherwise"),
-    20: ("starts that fail without progress", "after 3 a diagnosis and exit status 2"),
+    20: ("starts that fail without progress", "after 3 a diagnosis and status 2; an end after 10 that never trained"),
     21: ("node lost", "the other ranks exit; the job is requeued"),
     22: ("slurmctld restarted", "the job is unaffected"),
     23: ("rank stopped (SIGSTOP), hung collective", "stacks of all that answer, the silent one named, an end in time"),
-    24: ("one slow rank", "named in the metrics"),
+    24: ("one slow rank", "named in the metrics; by the preflight, its node"),
     25: ("loader worker killed, as for lack of memory", "one line and an end, no hang"),
     26: ("truncated shard", "what it lost is substituted, counted and named"),
     27: ("shard whose bytes changed", "the same"),
@@ -78,8 +78,13 @@ def table() -> str:
 
 def with_table(page: str) -> str:
     """The page with the table as it should be."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return with_part(page, BEGIN, END, table())
+
+
+def with_part(page: str, begin: str, end: str, text: str) -> str:
+    """The page with `text` between two lines of it."""
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 
 
 if __name__ == "__main__":

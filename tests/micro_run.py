@@ -1,6 +1,7 @@
 """A small real dataset, and a run that trains on it in seconds."""
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -48,3 +49,18 @@ def micro_tree(dataset: Path, run_dir: Path) -> dict:
         "eval": {"micro_batch": 7},
         "log": {"every_steps": 1, "samples": True, "pictures": 0},
     }  # fmt: skip
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """The training loss of each step so far, in the order of the file; of a run that goes on too.
+
+    A start purges what it does again before it writes, and replaces the file at once: so a step never has two values.
+    """
+    metrics = run_dir / "metrics.jsonl"
+    if not metrics.exists():
+        return {}
+    whole_lines = metrics.read_text(encoding="utf-8").split("\n")[:-1]
+    records = [record for record in map(json.loads, whole_lines) if "train/loss" in record]
+    found = {record["step"]: record["train/loss"] for record in records}
+    assert len(found) == len(records), "a step has two values"
+    return found

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -14,7 +13,7 @@ import psutil
 import pytest
 import yaml
 from chaos_driver import SAVE_PHASES, SAVED_EVERY, ChaosRun, started_ranks
-from micro_run import micro_tree
+from micro_run import losses, micro_tree
 
 from vitscale.train.ledger import read_ledger
 
@@ -36,13 +35,6 @@ def write_config(folder: Path, dataset: Path, *, dropout: bool) -> Path:
     path = folder / "chaos.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    found = [(record["step"], record["train/loss"]) for record in records if "train/loss" in record]
-    assert len(found) == len(dict(found)), "a step has two values"
-    return dict(found)
 
 
 def leftovers(chaos: ChaosRun) -> set[str]:

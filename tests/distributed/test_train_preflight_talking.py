@@ -67,6 +67,7 @@ def one_is_slow(rank, world_size, port, folder):
         attend_as(rank, world_size, port, folder, Limits(wait_s=60))
 
 
+@pytest.mark.fault(24)
 def test_a_slow_node_is_named_by_its_pairs(tmp_path):
     run_distributed_test(one_is_slow, 4, free_port(), tmp_path, init=False)
     found = evidence(tmp_path, 4)

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from distributed_runner import run_distributed_test
+from micro_run import losses
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from vitscale.checkpoint import CheckpointStore, Snapshot
@@ -20,13 +22,6 @@ from vitscale.train.ledger import read_ledger
 from vitscale.train.run import run_training
 
 STOPPED_RANK = 1
-
-
-def losses(run_dir: Path) -> dict[int, float]:
-    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    found = [(record["step"], record["train/loss"]) for record in records if "train/loss" in record]
-    assert len(found) == len(dict(found)), "a step has two values"
-    return dict(found)
 
 
 def _train(rank, world_size, path, overrides, stop_at=None, number=signal.SIGTERM, allow_change=()):
@@ -126,15 +121,18 @@ def test_every_sample_is_seen_once_an_epoch_at_any_world_size(micro_config, tmp_
     assert sorted(seen[:96]) == sorted(seen[96:])
 
 
-def test_a_run_goes_on_at_another_world_size_and_stage(micro_config, tmp_path):
+def test_a_run_whose_disk_is_lost_goes_on_from_its_mirror_at_another_world_size_and_stage(micro_config, tmp_path):
     quiet = ["model.drop_rate=0", "model.drop_path_rate=0"]  # their masks depend on the rank
+    quiet.append(f"checkpoint.mirror=file://{tmp_path}/far")
     whole, cut = tmp_path / "whole", tmp_path / "run"
     run(2, micro_config, *quiet, f"run.dir={whole}")
     run(2, micro_config, *quiet, stop_at=6)
+    lost = cut.rename(tmp_path / "lost")
     changed = "engine.zero_stage"
     run(1, micro_config, *quiet, f"{changed}=3", allow_change=[changed])
-    assert losses(cut) == pytest.approx(losses(whole), rel=1e-5)
-    merged = {step: sorted(keys) for step, keys in read_ledger(cut).items()}
+    assert losses(lost) | losses(cut) == pytest.approx(losses(whole), rel=1e-5)
+    assert min(losses(cut)) > 6
+    merged = {step: sorted(keys) for step, keys in (read_ledger(lost) | read_ledger(cut)).items()}
     assert merged == {step: sorted(keys) for step, keys in read_ledger(whole).items()}
     ids = [(run_dir / "run_id").read_text().strip() for run_dir in (whole, cut)]
     assert ids[0] != ids[1]
@@ -206,8 +204,9 @@ def test_a_disk_that_fails_ends_the_run_with_the_old_tags_intact(micro_config, t
     # A full disk is for the user to mend; a server that has thrown this client out is worth another try.
     for number, status in ((errno.ENOSPC, ExitStatus.USER_ERROR), (errno.ESTALE, ExitStatus.TRANSIENT)):
         outcomes = run_distributed_test(_fail_to_write, 2, micro_config, number, init=False)
-        said = f"{os.strerror(number)}: older checkpoints are intact"
-        assert all(text.endswith(f"rank-00001.safetensors of step 10 cannot be written: {said}") for text in outcomes)
+        where = f"rank-00001.safetensors of step 10 cannot be written on {socket.gethostname()}"
+        mend = "mend that and run the same command again, older checkpoints are intact"
+        assert all(text.endswith(f"{where}: {os.strerror(number)}: {mend}") for text in outcomes)
         assert json.loads((tmp_path / "run" / "exit.json").read_text())["status"] == status
         assert [tag.name for tag in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000005"]
 

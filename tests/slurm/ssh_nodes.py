@@ -15,7 +15,10 @@ from pathlib import Path
 import psutil
 from cluster import Cluster
 
-PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh")
+PACKAGES = {
+    "sshd": "openssh-server", "ssh": "openssh-client", "ssh-keygen": "openssh-client", "pdsh": "pdsh",
+    "mpirun": "openmpi-bin",
+}  # fmt: skip
 START_LIMIT_S = 20
 
 SERVER = """
@@ -36,10 +39,12 @@ LogLevel ERROR
 """
 
 
-def missing() -> str | None:
-    """What this machine lacks for it, in words; None if nothing."""
-    absent = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
-    return f"no {', '.join(absent)}: apt-get install openssh-server pdsh" if absent else None
+def missing(launcher: str) -> str | None:
+    """What this machine lacks for a launcher that goes by ssh, in words; None if nothing."""
+    programs, path = ("sshd", "ssh", "ssh-keygen", launcher), f"{os.environ['PATH']}:/usr/sbin"
+    absent = [name for name in programs if shutil.which(name, path=path) is None]
+    packages = dict.fromkeys(PACKAGES[name] for name in absent)
+    return f"no {', '.join(absent)}: apt-get install {' '.join(packages)}" if absent else None
 
 
 @contextlib.contextmanager

@@ -16,8 +16,11 @@ import psutil
 import pytest
 import yaml
 from cluster import Cluster
-from micro_run import REPOSITORY, micro_tree
+from forked_command import vitscale
+from micro_run import REPOSITORY, losses, micro_tree
 from ssh_nodes import missing, ssh_between
+
+from vitscale.config.cache import CACHE_VARIABLE
 
 pytestmark = pytest.mark.slurm
 
@@ -27,6 +30,13 @@ WRAPPER = [sys.executable, REPOSITORY / "launch" / "forward_signals.py"]
 RENDEZVOUS = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "vsn1:29400", "--rdzv-id", "test"]
 TORCHRUN = [*WRAPPER, BIN / "torchrun", "--nnodes=2", "--nproc-per-node=1", *RENDEZVOUS, "-m", "vitscale", "train"]
 DEEPSPEED = [sys.executable, REPOSITORY / "launch" / "deepspeed_hosts.py", "hosts.txt"]
+# Of the variables here none goes to the other node by itself.
+GIVEN = ["PATH", "MASTER_ADDR=vsn1", "OMP_NUM_THREADS=1", "TORCH_EXTENSIONS_DIR", CACHE_VARIABLE]
+MPIRUN = [
+    *(*WRAPPER, "mpirun", "--allow-run-as-root", "--host", "vsn1:1,vsn2:1", "--map-by", "ppr:1:node"),
+    *("--bind-to", "none", *(word for variable in GIVEN for word in ("-x", variable))),
+    *(sys.executable, "-m", "vitscale", "train"),
+]
 ENDLESS = ["schedule.length=1000000", "checkpoint.every_steps=1000000"]
 
 
@@ -57,19 +67,16 @@ def config(tmp_path_factory, digits_dataset) -> Path:
 
 
 @pytest.fixture(scope="module")
-def oracle(config: Path) -> list[float]:
+def oracle(config: Path) -> dict[int, float]:
     """The losses of one process."""
-    subprocess.run([sys.executable, "-m", "vitscale", "train", config], check=True, capture_output=True, timeout=120)
+    done = vitscale("train", config)
+    assert done.returncode == 0, done.stderr
     return losses(config.parent / "alone")
 
 
-def losses(run_dir: Path) -> list[float]:
-    """The loss of every step so far, the first step first."""
-    metrics = run_dir / "metrics.jsonl"
-    lines = metrics.read_text().split("\n")[:-1] if metrics.exists() else []
-    records = [record for record in map(json.loads, lines) if "train/loss" in record]
-    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
-    return [record["train/loss"] for record in records]
+def first_losses(run_dir: Path) -> dict[int, float]:
+    """Those of the steps that the oracle has too."""
+    return {step: loss for step, loss in losses(run_dir).items() if step <= STEPS}
 
 
 @contextlib.contextmanager
@@ -107,7 +114,7 @@ def stopped(processes: list[subprocess.Popen[str]], run_dir: Path) -> list[int]:
 def check_checkpointed_end(run_dir: Path) -> None:
     end = json.loads((run_dir / "exit.json").read_text())
     assert end["status"] == 75
-    assert len(losses(run_dir)) == end["step"]
+    assert list(losses(run_dir)) == list(range(1, end["step"] + 1))
     assert (run_dir / "checkpoints" / f"step-{end['step']:08d}" / "manifest.json").exists()
 
 
@@ -129,22 +136,23 @@ def test_torchrun_on_two_nodes_stops_on_both_when_one_is_signalled(nodes, config
     with on_nodes(commands, tmp_path, os.environ["PATH"]) as processes:
         statuses = stopped(processes, tmp_path / "run")
     assert max(statuses) == 75
-    assert losses(tmp_path / "run")[:STEPS] == pytest.approx(oracle, rel=1e-5)
+    assert first_losses(tmp_path / "run") == pytest.approx(oracle, rel=1e-5)
     check_checkpointed_end(tmp_path / "run")
 
 
 @pytest.mark.fault(16, 17)
-def test_deepspeed_by_hostfile_over_ssh(nodes, config, oracle, tmp_path):
-    if lack := missing():
-        pytest.skip(f"no ssh between nodes here: {lack}")
+@pytest.mark.parametrize(("program", "command"), [("pdsh", DEEPSPEED), ("mpirun", MPIRUN)], ids=["deepspeed", "mpirun"])
+def test_launchers_that_reach_the_other_node_by_ssh(nodes, config, oracle, tmp_path, program, command):
+    if lack := missing(program):
+        pytest.skip(f"not by ssh here: {lack}")
     (tmp_path / "hosts.txt").write_text("".join(f"{node} slots=1\n" for node in nodes.nodes))
     (tmp_path / "ssh").mkdir()
     with ssh_between(nodes, tmp_path / "ssh") as programs:
         path = f"{programs}:{BIN}:{os.environ['PATH']}"
-        command = nodes.on_node("vsn1", [*DEEPSPEED, config, "run.dir=run", *ENDLESS], tmp_path)
-        with on_nodes([command], tmp_path, path) as processes:
+        launcher = nodes.on_node("vsn1", [*command, config, "run.dir=run", *ENDLESS], tmp_path)
+        with on_nodes([launcher], tmp_path, path) as processes:
             assert stopped(processes, tmp_path / "run") == [75]
-    assert losses(tmp_path / "run")[:STEPS] == pytest.approx(oracle, rel=1e-5)
+    assert first_losses(tmp_path / "run") == pytest.approx(oracle, rel=1e-5)
     check_checkpointed_end(tmp_path / "run")
 
 

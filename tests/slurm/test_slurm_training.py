@@ -1,84 +1,95 @@
-"""The real thing on a real cluster: two nodes, one rank each, ZeRO-2, requeued in the middle."""
+"""ZeRO over two nodes, submitted, checked and interrupted, comes to the losses and samples of one plain process."""
 
-import io
 import json
 import subprocess
-import sys
-import tarfile
-import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from cluster import Cluster
-from PIL import Image
+from forked_command import vitscale
+from submitted_run import SubmittedRun, assert_as_if_alone, write_config
 
-pytestmark = pytest.mark.slurm
+from vitscale.checkpoint import CheckpointStore
 
-REPOSITORY = Path(__file__).parents[2]
-STEPS = 200
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
-CONFIG = f"""
-model:
-  {{name: vit_tiny_patch16_224, num_classes: 2, img_size: 16, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}}
-data: {{train: {{path: shards, split: train}}, lanes: 4, block: 1, workers: 0}}
-batch: {{global_batch: 8, micro_batch: 2}}
-optim: {{peak_lr: 1e-3}}
-schedule: {{length: {STEPS}, warmup: 5}}
-engine: {{zero_stage: 2, precision: fp32}}
-log: {{every_steps: 1}}
+STEPS = 40
+ENDS = ("COMPLETED", "FAILED", "CANCELLED")
+
+# The folder as a node sees it that has so few bytes left for what it writes there; it reads what the others wrote.
+FILL = """
+set -e
+mkdir "$0"
+mount -t tmpfs -o size=64k tmpfs "$0"
+mkdir "$0/upper" "$0/work"
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$0/upper,workdir=$0/work" "$1"
 """
+FREE = 'umount "$1" && umount "$0"'
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A user's working directory: run.yaml, and shards of two classes with 24 images each."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "classes").mkdir()
-    for wnid in ("n00000001", "n00000002"):
-        with tarfile.open(tmp_path / "classes" / f"{wnid}.tar", "w") as tar:
-            for number in range(24):
-                jpeg = io.BytesIO()
-                Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(jpeg, "JPEG")
-                member = tarfile.TarInfo(f"{wnid}_{number}.JPEG")
-                member.size = len(jpeg.getvalue())
-                jpeg.seek(0)
-                tar.addfile(member, jpeg)
-    build = ["-m", "data_tools", "build", "--source", "class-tars", "classes", "--out", "shards", "--workers", "1"]
-    subprocess.run([sys.executable, *build], cwd=tmp_path, check=True, timeout=60)
-    (tmp_path / "run.yaml").write_text(CONFIG)
-    return tmp_path
+def write(folder: Path, dataset: Path, stage: int) -> None:
+    """A run that saves at every step, which makes it slow enough to meet it on its way."""
+    quiet = {"drop_rate": 0.0, "drop_path_rate": 0.0}  # the masks of dropout depend on the ranks
+    slow = {"peak_lr": 3e-4}  # a high rate makes rounding in another order grow
+    steady = {"kind": "constant"}  # the first steps do not depend on how many there are to be
+    write_config(
+        folder, dataset, STEPS, every=1, model=quiet, optim=slow, schedule=steady, engine={"zero_stage": stage}
+    )
 
 
-def losses(run_dir: Path) -> list[tuple[int, float]]:
-    """Step and loss of every record so far."""
-    metrics = run_dir / "metrics.jsonl"
-    lines = metrics.read_text().splitlines() if metrics.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("}")]
-    return [(record["step"], record["train/loss"]) for record in records if "train/loss" in record]
+@pytest.fixture(scope="module")
+def oracle(tmp_path_factory, digits_dataset) -> Path:
+    """The run directory of one process that trains without DeepSpeed."""
+    folder = tmp_path_factory.mktemp("oracle")
+    write(folder, digits_dataset, stage=0)
+    done = vitscale("train", folder / "micro.yaml", "engine.kind=torch")
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
 
 
-def test_requeued_job_ends_with_the_losses_of_an_uninterrupted_run(cluster: Cluster, folder: Path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it: the number of threads decides the last bits
-    submit = [sys.executable, REPOSITORY / "launch" / "submit.py", "run.yaml", "--nodes", "2", "--tasks-per-node", "1"]
-    job_id = cluster.run([*submit, "run.dir=slurm-run"], cwd=folder).stdout.split()[1].rstrip(":")
-    deadline = time.monotonic() + 120
-    while len(losses(folder / "slurm-run")) < 10:
-        assert time.monotonic() < deadline, "the job takes no steps"
-        time.sleep(0.05)
-    cluster.run(["scontrol", "requeue", job_id])
-    job = cluster.wait_for_job(job_id, ["COMPLETED", "FAILED", "CANCELLED"], limit_s=120)
-    log = (folder / "slurm-run" / "slurm" / f"{job_id}_0_log.out").read_text()
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), log
+@pytest.mark.parametrize("stage", [3, pytest.param(2, marks=pytest.mark.slow)])
+def test_four_ranks_that_are_requeued_come_to_what_one_process_does(
+    cluster: Cluster, digits_dataset, oracle, tmp_path, stage
+):
+    write(tmp_path, digits_dataset, stage)
+    run = SubmittedRun(cluster, tmp_path, ranks_per_node=2, preflight=True)
+    run.wait(lambda: run.saved_step >= 2, limit_s=240)
+    cluster.run(["scontrol", "requeue", run.job_id])
+    job = cluster.wait_for_job(run.job_id, ENDS, limit_s=240)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), run.log
+    assert f"goes on from {run.run_dir}/checkpoints/step-" in run.log
+    checked = {path.parent.name for path in run.run_dir.glob("slurm/preflight/*/report.json")}
+    assert checked == {f"{run.job_id}.0", f"{run.job_id}.1"}
+    assert len(list((run.run_dir / "samples").iterdir())) == 4
+    assert_as_if_alone(run.run_dir, oracle, STEPS, rel=1e-5)
 
-    stopped, finished = sorted(path.name for path in (folder / "slurm-run" / "checkpoints").glob("step-*"))
-    assert 10 <= int(stopped.removeprefix("step-")) < STEPS, "the requeued job did not go on from a checkpoint"
-    assert finished == f"step-{STEPS:08d}"
 
-    torchrun = [Path(sys.executable).with_name("torchrun"), "--nproc-per-node", "2", "--standalone"]
-    train = ["-m", "vitscale", "train", "run.yaml", "run.dir=local-run"]
-    subprocess.run([*torchrun, *train], cwd=folder, check=True, capture_output=True, timeout=120)
+@pytest.mark.fault(6)
+def test_a_disk_that_is_full_on_one_node_ends_the_run_until_there_is_room(
+    cluster: Cluster, digits_dataset, oracle, tmp_path
+):
+    write(tmp_path, digits_dataset, stage=3)
+    done = vitscale("train", tmp_path / "micro.yaml", "schedule.length=3")
+    assert done.returncode == 0, done.stderr
+    disk, checkpoints = tmp_path / "disk", tmp_path / "run" / "checkpoints"
+    subprocess.run(cluster.on_node("vsn2", ["bash", "-c", FILL, disk, checkpoints]), check=True)
 
-    uninterrupted = losses(folder / "local-run")
-    assert [step for step, _ in uninterrupted] == list(range(1, STEPS + 1))
-    assert losses(folder / "slurm-run") == uninterrupted
+    run = SubmittedRun(cluster, tmp_path, "--allow-change", "schedule.length")
+    job = cluster.wait_for_job(run.job_id, ENDS, limit_s=180)
+    assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), run.log
+    told = (
+        f"{checkpoints}: rank-00001.safetensors of step 4 cannot be written on vsn2: No space left on device: "
+        "mend that and run the same command again, older checkpoints are intact"
+    )
+    assert json.loads((run.run_dir / "exit.json").read_text())["reason"] == told
+    logs = [path.read_text() for path in run.run_dir.glob("slurm/*.out")]
+    assert sum(log.count(f"error: {told}\n") for log in logs) == 1
+    assert not any("Traceback" in log for log in logs)
+    store = CheckpointStore(run.run_dir)
+    assert {tag: store.faults(tag) for tag in store.tags()} == {"step-00000002": [], "step-00000003": []}
+
+    subprocess.run(cluster.on_node("vsn2", ["bash", "-c", FREE, disk, checkpoints]), check=True)
+    again = SubmittedRun(cluster, tmp_path, "--allow-change", "schedule.length")
+    assert cluster.wait_for_job(again.job_id, ENDS, limit_s=180)["JobState"] == "COMPLETED", again.log
+    assert f"goes on from {checkpoints}/step-00000003" in again.log
+    assert_as_if_alone(run.run_dir, oracle, STEPS, rel=1e-5)

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import socket
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -122,7 +123,8 @@ class Saver:
         name = next(name for name in names if self.shapes.get(name) != shapes.get(name))
         return (
             f"is of another model: {name} is {shapes.get(name, 'not there')} in it and "
-            f"{self.shapes.get(name, 'not there')} in this run's model"
+            f"{self.shapes.get(name, 'not there')} in this run's model: go on with its config "
+            "(`vitscale checkpoint inspect` shows it), or choose another run.dir"
         )
 
     def _still_writing(self) -> bool:
@@ -151,8 +153,8 @@ class Saver:
         except OSError as error:
             raise CheckpointError.of_system(
                 error,
-                f"{self.store.root}: {name} of step {step} cannot be written: {error.strerror}: older checkpoints are "
-                "intact",
+                f"{self.store.root}: {name} of step {step} cannot be written on {socket.gethostname()}: "
+                f"{error.strerror}: mend that and run the same command again, older checkpoints are intact",
             ) from None
         if manifest is not None:
             names = [rank_file_name(rank) for rank in range(self.ranks.world_size)]

@@ -246,6 +246,7 @@ def test_timeouts_are_counted_over_preemptions(end):
     assert [end(left=left, max_timeouts=2, restarts=n)[1] for n, left in enumerate(lefts)] == [*[REQUEUED] * 4, []]
 
 
+@pytest.mark.fault(20)
 def test_starts_that_do_not_reach_the_training_come_to_an_end(end, tmp_path):
     counts = tmp_path / "run" / "slurm" / "restarts-12"
     counts.write_text("timeouts=0 unstarted=8\n")
