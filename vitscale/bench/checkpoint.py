@@ -5,7 +5,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ def report_checkpoint(bench: CheckpointBench, rows: Sequence[str]) -> Iterator[s
 def load_cost(directory: Path, shapes: dict[str, tuple[int, ...]], rank: int, world_size: int, stage: int) -> LoadCost:
     """Load one rank's state in this process, which has done nothing else, from a disk and not from its cache."""
     manifest = read_manifest(directory)
-    drop_cached(directory)
+    drop_cached(directory.iterdir())
     held_bytes = reset_peak_rss()
     fragments = fragments_of_rank(shapes, rank, world_size, stage, torch.ones)
     started_s = time.perf_counter()
@@ -105,10 +105,10 @@ def load_apart(*arguments: Any) -> LoadCost:
         return pool.submit(load_cost, *arguments).result()
 
 
-def drop_cached(directory: Path) -> None:
-    """Have the system forget what it keeps of the files in memory, where it can."""
+def drop_cached(files: Iterable[Path]) -> None:
+    """Have the system forget what it keeps of the files in memory, where it can and no process has mapped it."""
     if hasattr(os, "posix_fadvise"):
-        for path in directory.iterdir():
+        for path in files:
             with path.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 

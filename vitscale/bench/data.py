@@ -84,7 +84,7 @@ class DataBench:
 def report(bench: DataBench, rows: Sequence[str]) -> Iterator[str]:
     """Lines of Markdown: the machine, then each of the rows of ROWS."""
     yield machine()
-    with _empty_cache(bench.folder):
+    with empty_cache(bench.folder):
         for row in rows:
             bench.say(f"measuring {row}")
             yield ""
@@ -247,7 +247,7 @@ ROWS: dict[str, Callable[[DataBench], Iterator[str]]] = {
 
 
 @contextmanager
-def _empty_cache(parent: Path) -> Iterator[None]:
+def empty_cache(parent: Path) -> Iterator[None]:
     """Let what is converted once a node be converted anew, into a folder that is removed."""
     before = os.environ.get(CACHE_VARIABLE)
     try:

@@ -32,6 +32,7 @@ from vitscale.bench import (
     write_checkpoint,
 )
 from vitscale.cli.bench_gpu import gpu
+from vitscale.cli.bench_start import start
 from vitscale.data import turbojpeg
 from vitscale.model import TABLE, resolve_variant
 from vitscale.ranks import groups as process_group
@@ -267,3 +268,4 @@ def checkpoint(rows: tuple[str, ...], model: str, rounds: int, keep: Path | None
 
 
 command.add_command(gpu)
+command.add_command(start)
