@@ -13,6 +13,7 @@ from vitscale.checkpoint import CheckpointStore, export_model, stored_weights
 from vitscale.config import load_config
 from vitscale.engine import AVERAGE, MASTER
 from vitscale.errors import DivergenceError, ExitStatus
+from vitscale.train import build
 from vitscale.train.course import Detour, read_detours
 from vitscale.train.feed import Feed
 from vitscale.train.ledger import read_ledger
@@ -161,12 +162,17 @@ def test_a_student_learns_from_a_teacher(micro_config, tmp_path):
     assert run(1, micro_config, *distill, *student, f"run.dir={tmp_path / 'student'}") == [FINISHED]
     losses = list(records(tmp_path / "student").values())
     assert sum(losses[-10:]) < sum(losses[:10])
-    other = run(
-        1,
-        micro_config,
+    tuned = [
         *distill,
         "model.num_classes=3",
         f"init.path={tmp_path / 'model'}",
         f"run.dir={tmp_path / 'tuned'}",
-    )
-    assert other == [FINISHED]
+    ]
+    assert run(1, micro_config, *tuned, cut_at=7) == [AGAIN]
+    assert run_distributed_test(_go_on, 1, micro_config, tuned, init=False) == [FINISHED]
+
+
+def _go_on(rank, world_size, path, overrides):
+    """Train, where the weights of `init.path` cannot be loaded: a checkpoint has its own."""
+    build.load_initial_weights = None
+    return int(run_training(load_config(path, overrides)))

@@ -6,7 +6,7 @@ from vitscale.checkpoint.background import BackgroundTask, collect_records, leav
 from vitscale.checkpoint.certificate import CERTIFICATE_NAME, Certificate
 from vitscale.checkpoint.deepspeed_files import read_deepspeed
 from vitscale.checkpoint.export import ExportOptions, export_model, features_of, write_portable
-from vitscale.checkpoint.formats import FORMATS, READERS, read_portable
+from vitscale.checkpoint.formats import FORMATS, READERS, format_of, read_portable
 from vitscale.checkpoint.index import INDEX_NAME, rank_file_name, write_index
 from vitscale.checkpoint.integrity import record_file
 from vitscale.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, read_manifest, write_manifest
@@ -17,7 +17,8 @@ from vitscale.checkpoint.pretrained import load_pretrained
 from vitscale.checkpoint.snapshot import Snapshot, write_fragments
 from vitscale.checkpoint.source import locate, pin_branch
 from vitscale.checkpoint.state import read_fragments, stored_weights
-from vitscale.checkpoint.store import CheckpointStore, tag_of
+from vitscale.checkpoint.store import CheckpointStore
+from vitscale.checkpoint.tags import tag_of
 from vitscale.checkpoint.uploads import Uploads
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "collect_records",
     "export_model",
     "features_of",
+    "format_of",
     "leave_record",
     "load_into",
     "load_pretrained",

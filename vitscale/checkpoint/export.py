@@ -18,7 +18,7 @@ from vitscale.checkpoint.containers import Precision
 from vitscale.checkpoint.formats import FORMATS
 from vitscale.checkpoint.integrity import fsync, sha256_of
 from vitscale.checkpoint.manifest import MANIFEST_NAME, Manifest
-from vitscale.checkpoint.portable import Origin, PortableModel
+from vitscale.checkpoint.portable import Origin, PortableModel, parameter_shapes
 from vitscale.checkpoint.source import locate
 from vitscale.checkpoint.state import stored_weights
 from vitscale.checkpoint.verification import verify_export
@@ -86,13 +86,23 @@ def portable_checkpoint(directory: Path, manifest: Manifest, weights: str = "raw
     """The model that a verified checkpoint holds.
 
     Raises:
-        CheckpointError: the run kept no moving average.
+        CheckpointError: the run kept no moving average, or the manifest does not describe the model that was saved.
     """
-    data = manifest.config["data"]
+    try:
+        return _described(directory, manifest, weights)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory / MANIFEST_NAME}: does not say what was trained: {error}") from None
+
+
+def _described(directory: Path, manifest: Manifest, weights: str) -> PortableModel:
+    data = manifest.config["data"] or {}
     tag = f"{directory.resolve().parent.parent.name}/{directory.name}"
+    name, variant = manifest.model["name"], resolve_variant(**manifest.model)
+    if lost := parameter_shapes(variant).keys() - manifest.shapes.keys():
+        raise KeyError(min(lost))
     return PortableModel(
-        name=manifest.model["name"],
-        variant=resolve_variant(**manifest.model),
+        name=name,
+        variant=variant,
         weights=stored_weights(directory, manifest, _STORED[weights]),
         preprocessing=Preprocessing(tuple(data["mean"]), tuple(data["std"]), data["val_crop"], data["interpolation"]),
         origin=Origin(tag, sha256_of(directory / MANIFEST_NAME), weights),

@@ -13,9 +13,9 @@ behind the start of its tensors; the second follows it in the parameter and lies
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from vitscale.checkpoint.containers import SAFETENSORS_NAMES
 from vitscale.checkpoint.integrity import check_file
@@ -23,6 +23,7 @@ from vitscale.checkpoint.manifest import Manifest
 from vitscale.errors import CheckpointError
 
 INDEX_NAME = "index.json"
+_LARGEST = 1 << 62  # of bytes and elements; what is larger comes from damage, and no system call takes it
 _LONGEST_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
@@ -84,6 +85,18 @@ class Index(BaseModel):
     values: dict[str, dict[str, list[Stride]]]
     """Parameter name -> value -> its strides by offset."""
 
+    @model_validator(mode="after")
+    def _lies_in_the_files(self) -> Self:
+        ranks = len(self.data_starts)
+        known = all(0 <= start < _LARGEST for start in self.data_starts)
+        for stride in (s for by_value in self.values.values() for strides in by_value.values() for s in strides):
+            known &= stride.dtype in SAFETENSORS_NAMES.values() and stride.numel > 0 and stride.runs > 0
+            known &= stride.rank >= 0 and stride.rank + stride.runs <= ranks
+            known &= 0 <= stride.offset < _LARGEST and 0 <= stride.byte < _LARGEST
+            if not known:
+                raise ValueError(f"{tuple(stride)} is no place in the files of {ranks} ranks")
+        return self
+
 
 def rank_file_name(rank: int) -> str:
     """Name of the file that a rank writes."""
@@ -133,8 +146,12 @@ def read_index(directory: Path, manifest: Manifest) -> Index:
     check_file(path, record)
     try:
         return Index.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{path}: not a readable index: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = "".join(f"{part}: " for part in first["loc"])
+        raise CheckpointError(f"{path}: not a readable index: {place}{first['msg']}") from None
 
 
 def read_header(path: Path) -> StoredFile:
@@ -150,7 +167,7 @@ def read_header(path: Path) -> StoredFile:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
         return StoredFile(8 + length, [_run(key, entry) for key, entry in header.items() if key != "__metadata__"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file of training state: {error}") from None
 
 
@@ -159,7 +176,10 @@ def _run(key: str, entry: dict[str, Any]) -> StoredRun:
     (numel,), dtype = entry["shape"], entry["dtype"]
     if dtype not in SAFETENSORS_NAMES.values():
         raise ValueError(f"{key} is of type {dtype}")
-    return StoredRun(name, int(offset), value, int(numel), dtype, int(entry["data_offsets"][0]))
+    run = StoredRun(name, int(offset), value, int(numel), dtype, int(entry["data_offsets"][0]))
+    if not all(0 <= number < _LARGEST for number in (run.offset, run.numel, run.byte)):
+        raise ValueError(f"{key} lies nowhere in it")
+    return run
 
 
 def _files(directory: Path, world_size: int) -> Iterator[StoredFile]:

@@ -1,5 +1,6 @@
 """Files and what was recorded of them: flushed to the disk, replaced whole, sized, hashed, and compared again."""
 
+import contextlib
 import hashlib
 import os
 import socket
@@ -107,11 +108,16 @@ def replace_file(file: Path, text: str) -> None:
     """
     # Several ranks may write at once, each in a file of its own.
     temporary = file.with_name(f".{file.name}.{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}.tmp")
-    with temporary.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(file)
+    try:
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     fsync(file.parent)
 
 

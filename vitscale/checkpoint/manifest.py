@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import stat
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, ValidationError, field_validator
 
 from vitscale.errors import CheckpointError
 
@@ -36,26 +37,26 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    step: int
+    step: NonNegativeInt
     """Optimizer updates made."""
     run_id: str = ""
     """Drawn at the run's first start: tells runs of one name apart. Empty in what older versions saved."""
-    generation: int
+    generation: NonNegativeInt
     """The run's start count when this was saved; an older generation never commits over a newer one."""
-    world_size: int
-    optimizer_steps: int
+    world_size: PositiveInt
+    optimizer_steps: NonNegativeInt
     """Updates that Adam's bias correction counts."""
     cursor: dict[str, Any]
     """Position in the data order."""
     course: dict[str, Any] = {}
     """What the trainer knows of the run's course: detours in the data, and what its guard has seen."""
-    config: dict[str, Any]
+    config: dict[str, dict[str, Any] | None]
     """The resolved config."""
     model: dict[str, Any]
     """Arguments of `create_model` that rebuild the model."""
     labels: list[str]
     """Class names (wnids) in label order."""
-    shapes: dict[str, list[int]]
+    shapes: dict[str, list[NonNegativeInt]]
     """Parameter name -> shape."""
     metrics: dict[str, float]
     """Newest validation metrics."""
@@ -82,11 +83,13 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST_NAME
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to read a pipe would wait for ever
+            raise CheckpointError(f"{path}: damaged: it is no file")
         text = path.read_bytes()
     except FileNotFoundError:
         raise CheckpointError(f"{directory}: no {MANIFEST_NAME}, so the save was never finished") from None
     except OSError as error:
-        raise CheckpointError(f"{path}: damaged: {error}") from None
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
     return parse_manifest(text, str(path))
 
 
@@ -100,7 +103,9 @@ def parse_manifest(text: bytes, where: str) -> Manifest:
         tree = json.loads(text)
         body = dict(tree["manifest"])
         sound = tree["sha256"] == _digest(body)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{where}: damaged: it is no manifest of a checkpoint") from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: damaged: {error}") from None
     if not sound:
         raise CheckpointError(f"{where}: damaged: its digest does not match its text")

@@ -8,6 +8,7 @@ runs do without, so it is imported where a mirror is named.
 """
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import logging
@@ -24,7 +25,8 @@ from tqdm import tqdm
 
 from vitscale.checkpoint.integrity import check_file, counter, fsync
 from vitscale.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, parse_manifest, read_manifest
-from vitscale.checkpoint.store import CheckpointStore, is_tag, step_of, tag_of
+from vitscale.checkpoint.store import CheckpointStore
+from vitscale.checkpoint.tags import is_tag, step_of, tag_of
 from vitscale.config import RemoteSection
 from vitscale.errors import CheckpointError, ConfigError, ExitStatus
 
@@ -101,6 +103,15 @@ class Mirror:
             except CheckpointError as error:
                 faults[tag] = str(error)
         return found, faults
+
+    def incomplete(self, manifests: Mapping[str, Manifest]) -> list[str]:
+        """The tags among these that miss a file there, or have one of another size; raises as `tags` does."""
+        listing = self._listing()
+        return [
+            tag
+            for tag, manifest in manifests.items()
+            if any(listing.get(tag, {}).get(record.name) != record.size_bytes for record in manifest.files)
+        ]
 
     def faults(self, tag: str) -> list[str]:
         """What is wrong with a tag, down to the last byte, in a line for the first thing; raises as `tags` does."""
@@ -251,6 +262,8 @@ class Mirror:
             }
         elif self._folder.is_dir():
             options["automatic_cleanup"] = True
+        elif os.path.lexists(self._folder):  # a link to a disk that is not mounted is no mirror without tags
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         else:
             raise FileNotFoundError(self._folder)
         try:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from vitscale.checkpoint.manifest import Manifest
 from vitscale.checkpoint.mirror import Mirror, MirrorError
-from vitscale.checkpoint.retention import standings, steps_to_keep
-from vitscale.checkpoint.store import CheckpointStore, overtaken_tags, step_of, tag_of
+from vitscale.checkpoint.retention import other_runs, standings, steps_to_keep
+from vitscale.checkpoint.store import CheckpointStore
+from vitscale.checkpoint.tags import overtaken_tags, step_of, tag_of
 from vitscale.config import CheckpointSection, Config
 from vitscale.errors import CheckpointError
 
@@ -55,9 +56,14 @@ def _update(mirror: Mirror, store: CheckpointStore, keep: CheckpointSection, sou
     if sound not in here:
         raise CheckpointError(f"{store.path(sound)}: gone before it was uploaded")
     _check_one_run(mirror, there, here[sound].run_id)
+    for stranger in other_runs(here, here[sound].run_id):
+        del here[stranger]
     own, newest = here[sound].generation, max((manifest.generation for manifest in there.values()), default=0)
     if newest > own:
         raise CheckpointError(f"start {newest} of the run, or another run, saves there, and this is start {own}")
+    for tag in mirror.incomplete(there):
+        damaged_there[tag] = "misses a file"
+        del there[tag]
     # As text: a metric may be NaN, which does not equal itself.
     missing = {
         tag: manifest
@@ -121,7 +127,8 @@ def restore_newest(store: CheckpointStore, mirror: Mirror, run_id: str = "") -> 
         generation=max((manifest.generation for manifest in there.values()), default=0),
         run_id=_check_one_run(mirror, there, run_id),
     )
-    past = overtaken_tags({**there, **store.manifests()[0]})
+    here, _ = store.manifests()
+    past = overtaken_tags({**there, **{tag: here[tag] for tag in here.keys() - other_runs(here, found.run_id).keys()}})
     for tag in sorted(there.keys() | faults.keys(), key=step_of, reverse=True):
         if own is not None and step_of(tag) <= step_of(own[0]):
             break

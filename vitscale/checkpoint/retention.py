@@ -43,6 +43,21 @@ def overtaken(generations: Mapping[int, int]) -> dict[int, int]:
     return found
 
 
+def other_runs(manifests: Mapping[str, Manifest], run_id: str) -> dict[str, str]:
+    """The tags that another run saved, each with the reason to leave it alone: starts are numbered within a run.
+
+    Args:
+        manifests: by tag.
+        run_id: this run's; where it is empty, nothing is known to be of another one.
+    """
+    return {
+        tag: f"saved by run {manifest.run_id}, and this is run {run_id}: move it away, and name it in run.branch_from "
+        "to go on from it"
+        for tag, manifest in manifests.items()
+        if run_id and manifest.run_id not in ("", run_id)
+    }
+
+
 def standings(manifests: Mapping[int, Manifest], damaged: Collection[int], sound_step: int) -> list[Saved]:
     """What is known of tags without reading their bytes.
 

@@ -1,11 +1,13 @@
 """The checkpoint that a path names, be it one of this run or of another that a new one goes on from."""
 
 import logging
+import os.path
 from pathlib import Path
 
 from vitscale.checkpoint.integrity import file_faults
 from vitscale.checkpoint.manifest import Manifest
-from vitscale.checkpoint.store import PIN_NAME, CheckpointStore, is_tag, read_tag
+from vitscale.checkpoint.store import PIN_NAME, CheckpointStore
+from vitscale.checkpoint.tags import is_tag, read_tag
 from vitscale.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -20,9 +22,13 @@ def locate(path: Path) -> tuple[Path, Manifest]:
         CheckpointError: there is none, or none is sound.
     """
     if (directory := tag_directory(path)) is not None:
-        manifest = read_tag(directory)
-        for fault in file_faults(directory, manifest.files):
-            raise CheckpointError(fault)
+        try:
+            manifest = read_tag(directory)
+            fault = next(iter(file_faults(directory, manifest.files)), None)
+        except CheckpointError as error:
+            fault = str(error)
+        if fault is not None:
+            raise CheckpointError(f"{fault}: restore it from a copy, or take another checkpoint")
         return directory, manifest
     store = CheckpointStore(path)
     newest = store.newest_valid()
@@ -35,9 +41,16 @@ def locate(path: Path) -> tuple[Path, Manifest]:
 
 
 def tag_directory(path: Path) -> Path | None:
-    """The tag's directory that a path leads to, with its own name; None where it leads to something else."""
-    directory = path.resolve()
-    return directory if is_tag(directory.name) and directory.is_dir() else None
+    """The tag's directory that a path leads to, with its own name; None where it leads to something else.
+
+    Raises:
+        CheckpointError: it cannot be looked at.
+    """
+    directory = Path(os.path.realpath(path))  # where Path.resolve fails on links that lead round in a circle
+    try:
+        return directory if is_tag(directory.name) and directory.is_dir() else None
+    except OSError as error:
+        raise CheckpointError.of_system(error, f"{path}: cannot be read: {error.strerror}") from None
 
 
 def pin_branch(directory: Path) -> None:

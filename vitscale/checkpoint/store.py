@@ -14,14 +14,17 @@ start over in silence.
 
 import contextlib
 import logging
+import os
 import re
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from vitscale.checkpoint.integrity import file_faults, fsync, replace_file, size_fault
-from vitscale.checkpoint.manifest import Manifest, read_manifest, write_manifest
-from vitscale.checkpoint.retention import overtaken, standings, steps_to_keep
+from vitscale.checkpoint.manifest import Manifest, write_manifest
+from vitscale.checkpoint.retention import other_runs, standings, steps_to_keep
+from vitscale.checkpoint.tags import is_tag, overtaken_tags, read_tag, step_of, tag_of
 from vitscale.config import CheckpointSection
 from vitscale.errors import CheckpointError
 
@@ -29,7 +32,8 @@ log = logging.getLogger(__name__)
 
 POINTER_NAME = "newest"
 PIN_NAME = "keep"
-_TAG = re.compile(r"step-(\d{8}|[1-9]\d{8,})")
+RUN_ID_NAME = "run_id"
+_RUN_ID = re.compile(rb"[0-9a-f]{32}")
 _STAGING = re.compile(r"\.tmp-step-(\d{8,})-g(\d+)")
 
 
@@ -51,17 +55,27 @@ class CheckpointStore:
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise CheckpointError(
-                f"{self.root}: cannot be read: {error.strerror}: mend it, for nobody knows what was saved there"
+            raise CheckpointError.of_system(
+                error, f"{self.root}: cannot be read: {error.strerror}: mend it, for nobody knows what was saved there"
             ) from None
 
     def unfinished(self) -> list[str]:
-        """Names of the directories of saves and removals that are under way or were cut off."""
-        return sorted(entry.name for entry in self.root.glob(".tmp-*") if entry.is_dir())
+        """Names of what saves and removals use that are under way or were cut off."""
+        return sorted(entry.name for entry in self.root.glob(".tmp-*"))
 
     def path(self, tag: str) -> Path:
         """Directory of a tag."""
         return self.root / tag
+
+    def prepare(self) -> None:
+        """Make the folder and see that it can be written, before there is anything to save.
+
+        Raises:
+            OSError: it cannot.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.root):
+            pass
 
     def staging(self, step: int, generation: int) -> Path:
         """Temporary directory of a save, created if need be; every rank of one save gets the same."""
@@ -95,6 +109,28 @@ class CheckpointStore:
         except CheckpointError as error:
             return [str(error)]
 
+    def run_id(self, manifests: Mapping[str, Manifest]) -> str:
+        """The run's id, by RUN/run_id or else by the newest of its tags that has one; empty where none was drawn yet.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        file = self.root.parent / RUN_ID_NAME
+        try:
+            if _RUN_ID.fullmatch(text := file.read_bytes().strip()):
+                return text.decode()
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise CheckpointError.of_system(error, f"{file}: cannot be read: {error.strerror}: mend it") from None
+        newest_first = sorted(manifests, key=step_of, reverse=True)
+        return next((manifests[tag].run_id for tag in newest_first if manifests[tag].run_id), "")
+
+    def passed_over(self, manifests: Mapping[str, Manifest]) -> dict[str, str]:
+        """The tags that the run does not go on from, sound as they may be, each with the reason; raises as `run_id`."""
+        strangers = other_runs(manifests, self.run_id(manifests))
+        return strangers | overtaken_tags({tag: manifests[tag] for tag in manifests if tag not in strangers})
+
     def newest_valid(self) -> tuple[str, Manifest, list[str]] | None:
         """The newest sound tag with its manifest, and a line for each newer one that was passed over.
 
@@ -104,7 +140,7 @@ class CheckpointStore:
             CheckpointError: there were tags and none of them is sound. A run must not start over in silence.
         """
         manifests, faults = self.manifests()
-        past = overtaken_tags(manifests)
+        past = self.passed_over(manifests)
         tags, last = sorted([*manifests, *faults], key=step_of), self._pointer()
         passed_over: list[str] = []
         if last and tags and step_of(last) > step_of(tags[-1]):
@@ -118,7 +154,7 @@ class CheckpointStore:
         mend = "restore one, or move the folder away and start from step 0 with --fresh"
         if tags:
             raise CheckpointError(
-                f"{self.root}: none of {len(tags)} checkpoints is valid (newest: {passed_over[0]}): {mend}"
+                f"{self.root}: none of {len(tags)} checkpoints is valid (newest: {'; '.join(passed_over[:2])}): {mend}"
             )
         if self.once_committed():
             raise CheckpointError(
@@ -128,7 +164,7 @@ class CheckpointStore:
 
     def once_committed(self) -> bool:
         """Whether anything was ever committed here, be it gone or damaged by now."""
-        return bool(self.tags()) or (self.root / POINTER_NAME).exists()
+        return bool(self.tags()) or os.path.lexists(self.root / POINTER_NAME)
 
     def highest_generation(self) -> int:
         """The newest start of the run that a tag, or a save that was cut off, knows of; 0 without any."""
@@ -151,8 +187,8 @@ class CheckpointStore:
             (staging / PIN_NAME).touch()
         fsync(write_manifest(manifest, staging))
         fsync(staging)
-        if self.path(tag).exists():
-            self._check_generation(tag, manifest.generation)
+        if os.path.lexists(self.path(tag)):
+            self._check_generation(tag, manifest)
             self._set_aside(tag)
         staging.rename(self.path(tag))
         fsync(self.root)
@@ -181,6 +217,8 @@ class CheckpointStore:
         if sound not in manifests:
             why = faults.get(sound, f"{self.path(sound)}: gone, though it was sound just now")
             raise CheckpointError(f"{why}: no other checkpoint is removed")
+        for stranger in other_runs(manifests, manifests[sound].run_id):
+            del manifests[stranger]  # somebody put it there: it does not count, and is not removed
         damaged = [step_of(tag) for tag in [*faults, *self.incomplete(manifests)]]
         known = standings({step_of(tag): found for tag, found in manifests.items()}, damaged, step_of(sound))
         kept = {tag_of(step) for step in steps_to_keep(known, keep)} | {sound}
@@ -204,28 +242,28 @@ class CheckpointStore:
         except OSError:
             return True
 
-    def _check_generation(self, tag: str, generation: int) -> None:
+    def _check_generation(self, tag: str, manifest: Manifest) -> None:
         try:
-            newer = self.manifest(tag).generation
+            there = self.manifest(tag)
         except CheckpointError:
             return  # a damaged one is there to be replaced
-        if newer > generation:
+        if there.generation > manifest.generation and not other_runs({tag: there}, manifest.run_id):
             raise CheckpointError(
-                f"{self.path(tag)}: start {newer} of the run has saved this step, so start {generation} may not: "
-                "it ends here"
+                f"{self.path(tag)}: start {there.generation} of the run has saved this step, so start "
+                f"{manifest.generation} may not: it ends here"
             )
 
     def _set_aside(self, tag: str) -> Path:
         """Take a tag's name away in one stroke, so that what remains of a cut-off removal is no tag."""
         aside = self.root / f".tmp-{tag}-removed"
-        if aside.exists():
-            shutil.rmtree(aside)
+        if os.path.lexists(aside):
+            _delete(aside)
         self.path(tag).rename(aside)
         return aside
 
     def _remove(self, name: str) -> bool:
         try:
-            shutil.rmtree(self._set_aside(name) if is_tag(name) else self.root / name)
+            _delete(self._set_aside(name) if is_tag(name) else self.root / name)
         except FileNotFoundError:
             return False  # another process was faster
         except OSError as error:
@@ -240,42 +278,12 @@ class CheckpointStore:
         return ""
 
 
-def tag_of(step: int) -> str:
-    """Name of the checkpoint after `step` updates."""
-    return f"step-{step:08d}"
-
-
-def step_of(tag: str) -> int:
-    """The step of a tag's name."""
-    return int(tag.removeprefix("step-"))
-
-
-def is_tag(name: str) -> bool:
-    """Whether a directory's name is one of a committed checkpoint."""
-    return _TAG.fullmatch(name) is not None
-
-
-def read_tag(directory: Path) -> Manifest:
-    """The manifest of a tag's directory, wherever that is; its files are not looked at.
-
-    Raises:
-        CheckpointError: it is missing or damaged, or the directory has another tag's name.
-    """
-    manifest = read_manifest(directory)
-    if tag_of(manifest.step) != directory.name:
-        raise CheckpointError(
-            f"{directory}: holds the checkpoint of step {manifest.step}: give it the name {tag_of(manifest.step)} again"
-        )
-    return manifest
-
-
-def overtaken_tags(manifests: Mapping[str, Manifest]) -> dict[str, str]:
-    """Tags that an old start saved beyond where a newer one had gone on, each with the reason to pass it over."""
-    generations = {manifest.step: manifest.generation for manifest in manifests.values()}
-    return {
-        tag_of(step): f"saved by start {generations[step]} of the run after start {newer} had gone on from a lower step"
-        for step, newer in overtaken(generations).items()
-    }
+def _delete(path: Path) -> None:
+    """Remove a folder with all that is in it; of a link, such as to a tag that was moved to another disk, only that."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _under_way(name: str, newest: Manifest) -> bool:

@@ -15,7 +15,7 @@ from vitscale.checkpoint import CheckpointStore, FileRecord, Manifest, Mirror
 from vitscale.checkpoint.containers import SAFETENSORS_NAMES
 from vitscale.checkpoint.index import read_index
 from vitscale.checkpoint.source import tag_directory
-from vitscale.checkpoint.store import is_tag, overtaken_tags, read_tag, step_of
+from vitscale.checkpoint.tags import is_tag, overtaken_tags, read_tag, step_of
 from vitscale.config import CheckpointSection
 from vitscale.config.checkpoint import ValidationMetric
 from vitscale.errors import CheckpointError, ConfigError
@@ -53,7 +53,8 @@ def list_(run: str) -> None:
     place = _open(run)
     _tags(place, run)
     manifests, faults = place.manifests()
-    past = overtaken_tags(manifests)
+    past = place.passed_over(manifests) if isinstance(place, CheckpointStore) else overtaken_tags(manifests)
+    incomplete = set(place.incomplete(manifests))
     now = datetime.datetime.now(datetime.UTC)
     rows: list[tuple[str, ...]] = [_COLUMNS]
     for tag in sorted([*manifests, *faults], key=step_of):
@@ -61,9 +62,8 @@ def list_(run: str) -> None:
             rows.append((tag, *[""] * 5, "no", ""))
             continue
         manifest = manifests[tag]
-        incomplete = isinstance(place, CheckpointStore) and place.incomplete({tag: manifest})
         pinned = isinstance(place, CheckpointStore) and place.is_pinned(tag)
-        sound = "no" if incomplete else "passed over" if tag in past else "yes, kept" if pinned else "yes"
+        sound = "no" if tag in incomplete else "passed over" if tag in past else "yes, kept" if pinned else "yes"
         rows.append((*_row(manifest, now), sound, _metrics(manifest)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -185,7 +185,7 @@ def _where(place: CheckpointStore | Mirror, name: str) -> str:
 
 
 def _row(manifest: Manifest, now: datetime.datetime) -> tuple[str, ...]:
-    engine = manifest.config.get("engine", {})
+    engine = manifest.config.get("engine") or {}
     return (
         f"step-{manifest.step:08d}",
         _age(manifest.saved_at, now),
@@ -255,7 +255,7 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _retention(manifest: Manifest, chosen: dict[str, Any]) -> CheckpointSection:
-    own = manifest.config.get("checkpoint", {})
+    own = manifest.config.get("checkpoint") or {}
     given = {key: value for key, value in chosen.items() if value is not None}
     try:
         return CheckpointSection.model_validate({key: own[key] for key in _KEEP if key in own} | given)

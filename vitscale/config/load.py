@@ -111,7 +111,7 @@ def read_yaml(path: Path, loader: type[yaml.SafeLoader] = _UniqueKeyLoader) -> d
         raise ConfigError.of_system(error, f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none, such as 2026-13-01
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none, such as 2026-13-01
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a config is a mapping of sections, this file holds {type(tree).__name__}")

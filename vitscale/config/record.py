@@ -4,9 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
-from vitscale.config.load import differing_keys, parse_config
+from vitscale.config.load import differing_keys, parse_config, read_yaml
 from vitscale.config.schema import Config
 from vitscale.errors import ConfigError, RunDirectoryError
 
@@ -20,11 +18,19 @@ def check_recorded(file: Path, config: Config, allow_change: Sequence[str] = ())
         allow_change: dotted keys that may differ.
 
     Raises:
-        RunDirectoryError: others differ.
+        RunDirectoryError: others differ, or the one on record was damaged.
     """
     if not file.exists():
         return
-    recorded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    try:
+        recorded = read_yaml(file)
+    except ConfigError as error:
+        damaged = RunDirectoryError(
+            f"{error}: put back what the run began with (`vitscale checkpoint inspect {file.parent}` shows it), or "
+            "remove the file to go on with the config that is given"
+        )
+        damaged.status = error.status
+        raise damaged from None
     with contextlib.suppress(ConfigError):  # keys that are newer than the run have their defaults in it
         recorded = parse_config(recorded, source=str(file)).model_dump(mode="json")
     keys = differing_keys(recorded, config.model_dump(mode="json"))

@@ -42,9 +42,10 @@ def _is_kept(line: bytes, step: int) -> bool:
     if not line.endswith(b"\n"):
         return False
     try:
-        return int(json.loads(line)["step"]) <= step
-    except ValueError:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(record, dict) and isinstance(record.get("step"), int) and record["step"] <= step
 
 
 def _purge_events(path: Path, step: int) -> None:

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from vitscale.train.lock import ProcessMark
 
 FOLDER_NAME = "watchdog"
@@ -55,6 +57,9 @@ class Beat:
         return f"{text:<{BEAT_BYTES - 1}}\n".encode()
 
 
+_BEAT = TypeAdapter(Beat)
+
+
 def beat_file(run_dir: Path, rank: int) -> Path:
     """Where a rank writes."""
     return run_dir / FOLDER_NAME / f"rank-{rank:05d}.json"
@@ -62,9 +67,8 @@ def beat_file(run_dir: Path, rank: int) -> Path:
 
 def read_beat(run_dir: Path, rank: int, generation: int) -> Beat | None:
     """A rank's last beat in a start of the run; None where it has not written any."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        record = json.loads(beat_file(run_dir, rank).read_text(encoding="utf-8"))
-        beat = Beat(**{**record, "mark": ProcessMark(**record["mark"])})
+    with contextlib.suppress(OSError, ValueError):
+        beat = _BEAT.validate_json(beat_file(run_dir, rank).read_bytes())
         if beat.generation == generation:
             return beat
     return None

@@ -9,10 +9,10 @@ import torch
 
 from vitscale.checkpoint import (
     FORMATS,
-    READERS,
     PortableModel,
     adapt_to,
     check_trunk,
+    format_of,
     load_into,
     mirror_of,
     read_portable,
@@ -157,12 +157,18 @@ def build_augmentation(blueprint: Blueprint, phase: Phase) -> Augmentation:
     return Augmentation(data.augment, blueprint.config.run.seed, img_size, data.flip, data.mean, data.std)
 
 
-def build_engine(blueprint: Blueprint, ranks: Ranks) -> tuple[TrainEngine, dict[str, list[int]]]:
-    """The engine, equal on every rank (the weights follow from the seed alone), and the parameters' shapes."""
+def build_engine(blueprint: Blueprint, ranks: Ranks, resumes: bool) -> tuple[TrainEngine, dict[str, list[int]]]:
+    """The engine, equal on every rank, and the parameters' shapes.
+
+    Args:
+        blueprint: of the run.
+        ranks: of the run.
+        resumes: a checkpoint is about to be read, so `init.path` is not: thousands of ranks would read all of it.
+    """
     config = blueprint.config
     torch.manual_seed(config.run.seed)
     model = build_model(config)
-    if config.init.path is not None:
+    if config.init.path is not None and not resumes:
         load_initial_weights(model, read_portable(config.init.path), config)
     model.to(ranks.device)
     # Taken here: under ZeRO stage 3 the engine leaves nothing of a parameter's shape.
@@ -262,8 +268,8 @@ def _resolve(config: Config) -> Variant:
 def _check_init(config: Config, variant: Variant) -> None:
     path = config.init.path
     assert path is not None
-    known = [name for name, reader in READERS.items() if reader.recognises(path)]
-    if known and known[0] not in FORMATS:
+    known = format_of(path)
+    if known is not None and known not in FORMATS:
         raise ConfigError(
             f"init.path {path}: nothing in it says what it is: "
             f"`vitscale import {path} --model NAME --out FOLDER`, then init.path=FOLDER"

@@ -11,10 +11,14 @@ from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from pydantic import TypeAdapter, ValidationError
+
 from vitscale.checkpoint.integrity import replace_file
 from vitscale.config import Phase, Timeline
+from vitscale.errors import RunDirectoryError
 
 DETOURS_NAME = "detours.json"
+_PAIRS = TypeAdapter(list[tuple[int, int]])
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,19 @@ def write_detours(run_dir: Path, detours: Sequence[Detour]) -> None:
 
 
 def read_detours(run_dir: Path) -> tuple[Detour, ...]:
-    """The detours on record; none where there is no file."""
+    """The detours on record; none where there is no file.
+
+    Raises:
+        RunDirectoryError: it cannot be read, or was damaged.
+    """
     path = run_dir / DETOURS_NAME
-    return tuple(Detour(*values) for values in json.loads(path.read_text())) if path.exists() else ()
+    try:
+        return tuple(Detour(*values) for values in _PAIRS.validate_json(path.read_bytes()))
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        raise RunDirectoryError.of_system(error, f"{path}: cannot be read: {error.strerror}: mend it") from None
+    except ValidationError:
+        raise RunDirectoryError(
+            f"{path}: is no record of detours: remove it to go on with those that the checkpoint knows of"
+        ) from None

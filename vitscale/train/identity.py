@@ -4,30 +4,39 @@ RUN/run_id tells the run from every other, such as one of the same name that sav
 tells a start from the older ones. Checkpoints carry both, so the loss of these files is no loss.
 """
 
-import contextlib
-import re
+import os.path
 from pathlib import Path
 
-from vitscale.checkpoint import CheckpointStore
 from vitscale.checkpoint.integrity import replace_file
 from vitscale.errors import RunDirectoryError
 from vitscale.train.starts import STARTS_NAME
 
-_RUN_ID = re.compile("[0-9a-f]{32}")
+_NO_RUNS = {
+    "card.json": "an exported model",
+    "config.json": "an exported model",
+    "manifest.json": "a checkpoint",
+    "step-*": "the checkpoints of a run",
+    "latest": "checkpoints of DeepSpeed",
+    "global_step*": "checkpoints of DeepSpeed",
+    "mp_rank_*": "a checkpoint of DeepSpeed",
+}
+"""What a folder is that has such a name in it and where no run was ever started."""
 
 
-def known_run_id(file: Path, store: CheckpointStore) -> str:
-    """The run's id, by its file or else by its newest checkpoint that has one; empty where none was drawn yet.
+def check_is_no_other(path: Path) -> None:
+    """See that no run is started in a folder that was named in the hope that its weights are gone on from.
 
     Raises:
-        OSError: the file cannot be read.
-        CheckpointError: the store cannot be read.
+        RunDirectoryError: it holds something else than a run.
     """
-    with contextlib.suppress(FileNotFoundError, UnicodeDecodeError):
-        if _RUN_ID.fullmatch(text := file.read_text(encoding="utf-8").strip()):
-            return text
-    newest_first = sorted(store.manifests()[0].values(), key=lambda manifest: -manifest.step)
-    return next((manifest.run_id for manifest in newest_first if manifest.run_id), "")
+    if os.path.lexists(path / "lock"):
+        return
+    for pattern, what in _NO_RUNS.items():
+        if any(path.glob(pattern)):
+            raise RunDirectoryError(
+                f"{path}: holds {what}, and no run ({pattern}): choose another run.dir; run.branch_from goes on from "
+                "another run's checkpoint, init.path begins with exported weights"
+            )
 
 
 def raise_generation(file: Path, known: int) -> int:

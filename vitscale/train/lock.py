@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Self
 
+from pydantic import TypeAdapter
+
 from vitscale.errors import ExitStatus, RunDirectoryError
 
 log = logging.getLogger(__name__)
@@ -91,6 +93,9 @@ class Owner:
         """Whether it is this very Slurm job before it was requeued, which Slurm has taken off its nodes or given up."""
         mine = Owner.own()
         return mine.job is not None and self.job == mine.job and self.restart != mine.restart
+
+
+_OWNER = TypeAdapter(Owner)
 
 
 class RunLock:
@@ -207,9 +212,8 @@ class RunLock:
 def read_owner(file: Path) -> Owner | None:
     """The owner that signed a RUN/lock; None where the file is gone, empty, or says something else."""
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))  # opened anew: NFS looks at the server then
-        return Owner(**{**record, "mark": ProcessMark(**record["mark"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        return _OWNER.validate_json(file.read_bytes())  # opened anew: NFS looks at the server then
+    except (OSError, ValueError):
         return None
 
 

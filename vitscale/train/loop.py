@@ -17,7 +17,7 @@ from vitscale.data.mixture import Mixture
 from vitscale.data.order import hash64
 from vitscale.data.processes import start_server
 from vitscale.engine import StepResult
-from vitscale.errors import DivergenceError, ExitStatus
+from vitscale.errors import CheckpointError, DivergenceError, ExitStatus, RunDirectoryError
 from vitscale.model import VisionTransformer, train_flops
 from vitscale.optim import learning_rate
 from vitscale.ranks.groups import Ranks
@@ -34,7 +34,7 @@ from vitscale.train.reporting import Reporter
 from vitscale.train.run_directory import RunDirectory
 from vitscale.train.saving import Progress, Saver
 from vitscale.train.stop import StopRequest
-from vitscale.train.together import as_one
+from vitscale.train.together import as_one, on_main
 from vitscale.train.validation import Validation
 from vitscale.train.watchdog import Watchdog
 
@@ -57,7 +57,8 @@ class Trainer:
         self.watchdog = watchdog
         if config.data.workers:
             start_server()  # its imports run beside the building of the engine
-        self.engine, shapes = build_engine(blueprint, ranks)
+        resumes = directory.found_step > 0 or config.run.branch_from is not None
+        self.engine, shapes = build_engine(blueprint, ranks, resumes)
         self.saver = Saver(
             config,
             self.engine,
@@ -80,7 +81,8 @@ class Trainer:
         restored = self.saver.restore()
         if restored is not None:
             self.follow(*restored)
-            kept = read_detours(directory.path)
+            # Read once: a network file system may show one node a file, and another none.
+            kept = on_main(ranks, lambda: read_detours(directory.path))
             # A roll-back's detour is on record before the first checkpoint that was trained along it.
             self.course = replace(self.course, detours=max(kept, self.course.detours, key=len))
         self.open_records()
@@ -290,25 +292,41 @@ class Trainer:
         """Take over how far a checkpoint had come.
 
         Raises:
-            CheckpointError: its position is one of another data order.
+            CheckpointError: its position is one of another data order, or it was not saved by vitscale.
         """
-        saved, source = Cursor.from_dict(cursor), self.blueprint.source
-        check_cursor(saved, source.cursor(saved.position), source.name)
+        source = self.blueprint.source
+        try:
+            saved = Cursor.from_dict(cursor)
+            check_cursor(saved, source.cursor(saved.position), source.name)
+            self.guard.restore(progress.course.get("guard", {}))
+            detours = tuple(Detour(*values) for values in progress.course.get("detours", ()))
+            shift = saved.position - self.blueprint.timeline.images_at(progress.step)
+        except (TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the manifest of step {progress.step} does not say where the run stands in its data: {error}: "
+                "restore it from a copy"
+            ) from None
         self.progress = progress
         self.saved_step = progress.step
-        self.guard.restore(progress.course.get("guard", {}))
-        detours = tuple(Detour(*values) for values in progress.course.get("detours", ()))
-        shift = saved.position - self.blueprint.timeline.images_at(progress.step)
         self.course = Course(self.blueprint.timeline, detours, shift)
 
     def open_records(self) -> None:
-        """Metrics and ledger from the present step on: whatever was written beyond it is about to be done again."""
-        if self.ranks.is_main:
-            purge_after(self.directory, self.progress.step)
-            purge_ledger(self.directory, self.progress.step)
-        self.ranks.barrier()
-        self.reporter = Reporter(self.blueprint, self.ranks, self.directory, self.progress.step)
-        self.ledger = SampleLedger(self.directory, self.ranks.rank) if self.config.log.samples else None
+        """Metrics and ledger from the present step on: whatever was written beyond it is about to be done again.
+
+        Raises:
+            RunDirectoryError: they cannot be read or written.
+        """
+        try:
+            if self.ranks.is_main:
+                purge_after(self.directory, self.progress.step)
+                purge_ledger(self.directory, self.progress.step)
+            self.ranks.barrier()
+            self.reporter = Reporter(self.blueprint, self.ranks, self.directory, self.progress.step)
+            self.ledger = SampleLedger(self.directory, self.ranks.rank) if self.config.log.samples else None
+        except OSError as error:
+            raise RunDirectoryError.of_system(
+                error, f"{self.directory}: the records of its steps cannot be opened: {error}: mend it"
+            ) from None
 
     def close_records(self) -> None:
         """Write out what is pending of metrics and ledger."""

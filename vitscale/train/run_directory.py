@@ -31,13 +31,15 @@ import yaml
 from vitscale.checkpoint import CheckpointStore, mirror_of, restore_newest
 from vitscale.checkpoint.integrity import replace_file
 from vitscale.checkpoint.mirroring import Restored
-from vitscale.checkpoint.store import step_of
+from vitscale.checkpoint.store import RUN_ID_NAME
+from vitscale.checkpoint.tags import step_of
 from vitscale.config import Config, check_recorded
 from vitscale.errors import EXIT_FILE_VARIABLE, ExitStatus, RunDirectoryError, VitscaleError
 from vitscale.ranks.groups import Ranks
+from vitscale.telemetry import newest_record, tags
 from vitscale.train.beats import all_asked, read_beat
 from vitscale.train.course import write_detours
-from vitscale.train.identity import known_run_id, raise_generation, read_generation
+from vitscale.train.identity import check_is_no_other, raise_generation, read_generation
 from vitscale.train.lock import RunLock
 from vitscale.train.starts import (
     STARTS_NAME,
@@ -46,6 +48,7 @@ from vitscale.train.starts import (
     diagnosis,
     dump_starts,
     newest_saved,
+    parse_exit,
     parse_starts,
     with_last_end,
 )
@@ -55,13 +58,14 @@ log = logging.getLogger(__name__)
 
 
 class RunDirectory:
-    """A run directory that this run's rank 0 holds; the other ranks know its path, generation and id."""
+    """A run directory that this run's rank 0 holds; the other ranks know its path, generation, id and newest step."""
 
     def __init__(self, config: Config) -> None:
         """Name the directory; `open` takes it."""
         assert config.run.dir is not None  # load_config fills it in
         self.path = config.run.dir
         self.generation, self.run_id = 0, ""
+        self.found_step = 0  # of the newest checkpoint, sound or not
         self._lock = RunLock(self.path / "lock")
         self._start: Start
 
@@ -82,7 +86,7 @@ class RunDirectory:
                 came to nothing, or it cannot be written.
         """
         directory = cls(config)
-        directory.generation, directory.run_id = on_main(
+        directory.generation, directory.run_id, directory.found_step = on_main(
             ranks, lambda: directory._take_over(config, allow_change, fresh)
         )
         return directory
@@ -119,24 +123,25 @@ class RunDirectory:
 
         A newer start of the run owns that file; this one then tells its launcher alone.
         """
+        reason = reason.encode("utf-8", "replace").decode()  # a path in it may hold bytes that are no text
         record = {"status": int(status), "reason": reason, "step": step, "generation": self.generation}
         text = json.dumps(record | {"time": time.time()}) + "\n"
         file = self.path / "exit.json"
-        if self._owns_record():
-            if file.exists():
-                text = file.read_text(encoding="utf-8")
-            else:
-                try:
+        try:
+            if self._owns_record():
+                if file.exists():
+                    text = file.read_text(encoding="utf-8")
+                else:
                     replace_file(file, text)
-                except OSError as error:  # of a full disk, say, which may be the end that was to be recorded
-                    log.warning("%s: cannot be written: %s", file, error.strerror)
+        except (OSError, UnicodeDecodeError) as error:  # a full disk, say, which may be the end that was to be recorded
+            log.warning("%s: cannot be written: %s", file, error)
         _tell_launcher(text)
 
     def has_ended(self) -> bool:
         """Whether the end of this start is on record."""
         return (self.path / "exit.json").exists()
 
-    def _take_over(self, config: Config, allow_change: Sequence[str], fresh: bool) -> tuple[int, str]:
+    def _take_over(self, config: Config, allow_change: Sequence[str], fresh: bool) -> tuple[int, str, int]:
         path = self.path
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -144,6 +149,7 @@ class RunDirectory:
             raise RunDirectoryError.of_system(
                 error, f"{path}: cannot be written: {error.strerror}: choose another run.dir"
             ) from None
+        check_is_no_other(path)
         self._lock.take()
         try:
             return self._begin(config, allow_change, fresh)
@@ -156,19 +162,20 @@ class RunDirectory:
             self._lock.release()
             raise
 
-    def _begin(self, config: Config, allow_change: Sequence[str], fresh: bool) -> tuple[int, str]:
-        """Gives the start's generation and the run's id."""
+    def _begin(self, config: Config, allow_change: Sequence[str], fresh: bool) -> tuple[int, str, int]:
+        """Gives the start's generation, the run's id, and the step of its newest checkpoint."""
         path, store = self.path, CheckpointStore(self.path)
-        run_id = known_run_id(path / "run_id", store)
+        run_id = store.run_id(store.manifests()[0])
         there = _fetch_newest(config, store, run_id, fresh)
         run_id = run_id or there.run_id or uuid.uuid4().hex
         found_step = max(map(step_of, store.tags()), default=0)
         starts = self._ended_starts(found_step)
-        _check_step_0(store, newest_saved(starts), fresh)
+        _check_step_0(store, newest_saved(starts) if starts else _trained_and_saved(path, config), fresh)
         if (why := diagnosis(starts, path)) is not None:
             raise RunDirectoryError(why)
         _keep_config(path / "config.yaml", config, allow_change)
-        replace_file(path / "run_id", f"{run_id}\n")
+        store.prepare()
+        replace_file(path / RUN_ID_NAME, f"{run_id}\n")
         known = [*(start.generation for start in starts), store.highest_generation(), there.generation]
         generation = raise_generation(path / "generation", max(known))
         self._lock.sign(generation)
@@ -185,7 +192,7 @@ class RunDirectory:
         if fresh:
             write_detours(path, ())  # those on record are of a course that is not gone again
         replace_file(path / "environment.json", json.dumps(environment(), indent=1) + "\n")
-        return generation, run_id
+        return generation, run_id, found_step
 
     def _owns_record(self) -> bool:
         try:
@@ -195,7 +202,7 @@ class RunDirectory:
 
     def _read_starts(self) -> list[Start]:
         file = self.path / STARTS_NAME
-        return parse_starts(file.read_text(encoding="utf-8"), file) if file.exists() else []
+        return parse_starts(file.read_bytes(), file) if file.exists() else []
 
     def _ended_starts(self, found_step: int) -> list[Start]:
         """All starts before this one. What the last one left says how it ended."""
@@ -203,10 +210,9 @@ class RunDirectory:
         if not starts:
             return []
         last = starts[-1].generation
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            record = json.loads((self.path / "exit.json").read_text(encoding="utf-8"))
-            if record["generation"] == last:
-                return with_last_end(starts, End(record["reason"], record["step"], record["status"]), found_step)
+        with contextlib.suppress(OSError):
+            if (end := parse_exit((self.path / "exit.json").read_bytes(), last)) is not None:
+                return with_last_end(starts, end, found_step)
         beat = read_beat(self.path, rank=0, generation=last)
         seen = f", last seen in its section {beat.section}" if beat is not None else ""
         cause, status = "killed, out of memory or its node lost", None
@@ -264,10 +270,10 @@ def _fetch_newest(config: Config, store: CheckpointStore, run_id: str, fresh: bo
     if mirror is None:
         return Restored()
     if fresh:
-        if tags := mirror.tags():
+        if saved := mirror.tags():
             raise RunDirectoryError(
-                f"{mirror.url}: holds {tags[-1]}: --fresh is for a run without checkpoints, there too: leave it out to "
-                "go on, move that folder away, or give another checkpoint.mirror"
+                f"{mirror.url}: holds {saved[-1]}: --fresh is for a run without checkpoints, there too: leave it out "
+                "to go on, move that folder away, or give another checkpoint.mirror"
             )
         return Restored()
     restored = restore_newest(store, mirror, run_id)
@@ -275,6 +281,12 @@ def _fetch_newest(config: Config, store: CheckpointStore, run_id: str, fresh: bo
     if restored.fetched is not None and not file.exists():
         replace_file(file, yaml.safe_dump(restored.fetched.config, sort_keys=False))
     return restored
+
+
+def _trained_and_saved(run_dir: Path, config: Config) -> int:
+    """The newest step that must have been saved, by the metrics; for a run whose record of starts is gone."""
+    newest, every = newest_record(run_dir / "metrics.jsonl", tags.TRAIN_LOSS), config.checkpoint.every_steps
+    return newest["step"] // every * every if newest is not None else 0
 
 
 def _check_step_0(store: CheckpointStore, saved_step: int, fresh: bool) -> None:

@@ -12,9 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vitscale.config import Config, lay_out, parse_config
+from vitscale.config.load import read_yaml
 from vitscale.errors import ConfigError, ExitStatus, RunDirectoryError
 from vitscale.telemetry import newest_record, tags
 from vitscale.train.beats import beat_file
@@ -224,23 +223,23 @@ def _total_steps(config: Config, record: dict[str, Any]) -> int | None:
 def _read_starts(run_dir: Path) -> Sequence[Start]:
     file = run_dir / STARTS_NAME
     try:
-        return parse_starts(file.read_text(encoding="utf-8"), file)
-    except (OSError, UnicodeDecodeError, RunDirectoryError):
+        return parse_starts(file.read_bytes(), file)
+    except (OSError, RunDirectoryError):
         return []
 
 
 def _read_config(run_dir: Path) -> Config | None:
     file = run_dir / "config.yaml"
     try:
-        return parse_config(yaml.safe_load(file.read_text(encoding="utf-8")), source=str(file))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ConfigError):
+        return parse_config(read_yaml(file), source=str(file))
+    except ConfigError:
         return None
 
 
 def _read_json(file: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 

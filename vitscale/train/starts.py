@@ -8,7 +8,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from vitscale.errors import ExitStatus, RunDirectoryError
 
@@ -58,23 +59,42 @@ class Start:
         return self.end is not None and self.end.status == ExitStatus.RUN_AGAIN
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Exit(End):
+    """RUN/exit.json."""
+
+    generation: int
+
+
+_STARTS, _EXIT = TypeAdapter(list[Start]), TypeAdapter(_Exit)
+
+
 def dump_starts(starts: Sequence[Start]) -> str:
     """The text of RUN/starts.json."""
     return json.dumps([asdict(start) for start in starts], indent=1) + "\n"
 
 
-def parse_starts(text: str, file: Path) -> list[Start]:
+def parse_starts(text: str | bytes, file: Path) -> list[Start]:
     """The starts that RUN/starts.json tells of.
 
     Raises:
         RunDirectoryError: it was damaged.
     """
     try:
-        return [_parse_start(record) for record in json.loads(text)]
-    except (ValueError, TypeError, KeyError):
+        return _STARTS.validate_json(text)
+    except ValidationError:
         raise RunDirectoryError(
             f"{file}: is no record of starts: remove it to go on without what it knew of earlier ones"
         ) from None
+
+
+def parse_exit(text: bytes, generation: int) -> End | None:
+    """The end that RUN/exit.json tells of; None where it is of another start, or damaged."""
+    try:
+        found = _EXIT.validate_json(text)
+    except ValidationError:
+        return None
+    return End(found.reason, found.step, found.status) if found.generation == generation else None
 
 
 def with_last_end(starts: Sequence[Start], end: End, found_step: int) -> list[Start]:
@@ -149,8 +169,3 @@ def _has_advanced(starts: Sequence[Start]) -> bool:
         (earlier.saved_step for earlier in reversed(before) if earlier.saved_step is not None), start.found_step
     )
     return start.saved_step > min(start.found_step, last)
-
-
-def _parse_start(record: dict[str, Any]) -> Start:
-    end = record["end"]
-    return Start(**{**record, "end": End(**end) if end is not None else None})

@@ -18,7 +18,7 @@ from portable_models import random_portable, with_weights
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer as TimmViT
 
-from vitscale.checkpoint import FORMATS, ExportOptions, Hints, read_portable, record_file, write_portable
+from vitscale.checkpoint import FORMATS, ExportOptions, Hints, format_of, read_portable, record_file, write_portable
 from vitscale.checkpoint.containers import open_tensors
 from vitscale.errors import CheckpointError, ConfigError
 from vitscale.model import VARIANTS, VisionTransformer
@@ -789,6 +789,13 @@ def test_weights_without_their_card_are_no_export(tmp_path):
     said = refusal(folder)
     assert said.startswith(f"{folder}: no exported model: ")
     assert "card.json" in said
+
+
+def test_a_path_that_cannot_be_looked_at_is_one_line(tmp_path):
+    name = "a" * 300
+    for look in (format_of, read_portable):
+        with pytest.raises(CheckpointError, match=rf"{name}.*: cannot be read: File name too long"):
+            look(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from vitscale.checkpoint import (
     write_portable,
 )
 from vitscale.checkpoint.containers import DTYPES
-from vitscale.checkpoint.export import _LOCK_NAME
+from vitscale.checkpoint.export import _LOCK_NAME, portable_checkpoint
 from vitscale.checkpoint.verification import TOLERANCE
 from vitscale.engine import MASTER, Fragment
 from vitscale.errors import CheckpointError
@@ -163,6 +163,23 @@ def test_an_export_of_a_run_is_certified_against_the_tags_manifest(tmp_path, run
     assert (trained["source"], trained["step"], trained["images_seen"]) == ("run/step-00000003", 3, 24)
     assert (trained["metrics"], trained["versions"]) == ({"top1": 0.25}, {"torch": "1"})
     assert trained["origins"] == [certificate.origin]
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"config": {}}, "'data'"),
+        ({"model": {}}, "'name'"),
+        ({"cursor": {}}, "'position'"),
+        ({"shapes": {}}, "'blocks.0"),
+    ],
+)
+def test_a_manifest_that_does_not_describe_its_model_is_refused(tmp_path, run, changes, key):
+    directory, _ = run
+    store = CheckpointStore(directory)
+    manifest = store.manifest("step-00000003").model_copy(update=changes)
+    with pytest.raises(CheckpointError, match=rf"manifest\.json: does not say what was trained: {key}"):
+        portable_checkpoint(store.path("step-00000003"), manifest)
 
 
 # What is not kept is not exported.

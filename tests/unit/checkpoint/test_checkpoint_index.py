@@ -1,7 +1,9 @@
 """The index says of every run where it lies, in a size that does not grow with the ranks."""
 
+import errno
 import itertools
 import json
+import os
 
 import pytest
 import torch
@@ -88,6 +90,10 @@ def entry(dtype="F32", shape=(2,)):
         (json.dumps({"b|0|master": entry(shape=(1, 2))}), None, "too many values"),
         (json.dumps({"b|0|master": entry(dtype="I64")}), None, r"b\|0\|master is of type I64"),
         (json.dumps({"b|0|master": {}}), None, "shape"),
+        (json.dumps({"b|0|master": entry(shape=(-5,))}), None, r"b\|0\|master lies nowhere in it"),
+        (json.dumps({"b|0|master": entry(shape=(1 << 70,))}), None, r"b\|0\|master lies nowhere in it"),
+        (json.dumps({"b|0|master": entry(shape=(float("inf"),))}), None, "infinity"),
+        ("[" * 100_000, None, "recursion"),
     ],
 )
 def test_a_file_that_is_no_training_state_is_named(tmp_path, header, length, said):
@@ -118,7 +124,11 @@ def test_the_recorded_index_is_read_and_no_header(tmp_path):
         read_index(tmp_path, manifest([]))
 
 
-def test_a_damaged_or_lost_index_is_refused(tmp_path):
+def _fail_to_read(path):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_damaged_or_lost_index_is_refused(tmp_path, monkeypatch):
     write(tmp_path / rank_file_name(0), json.dumps({"b|0|master": entry()}))
     path = write_index(tmp_path, 1)
     found = manifest([record_file(path)])
@@ -128,6 +138,15 @@ def test_a_damaged_or_lost_index_is_refused(tmp_path):
     path.write_text("{}")
     with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: not a readable index: .*data_starts"):
         read_index(tmp_path, manifest([record_file(path)]))
+    for stride in ([0, 2, "F32", 1, 0, 1], [0, 2, "F32", 0, 0, 2], [0, 0, "F32", 0, 0, 1], [0, 2, "I8", 0, 0, 1],
+                   [-1, 2, "F32", 0, 0, 1], [0, 2, "F32", 0, -4, 1], [0, 2, "F32", 0, 1 << 70, 1]):  # fmt: skip
+        path.write_text(json.dumps({"data_starts": [80], "values": {"b": {"master": [stride]}}}))
+        with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: not a readable index: .*no place in the files of 1"):
+            read_index(tmp_path, manifest([record_file(path)]))
+    with monkeypatch.context() as patched:
+        patched.setattr(type(path), "read_bytes", _fail_to_read)
+        with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: cannot be read: Input/output error"):
+            read_index(tmp_path, manifest([record_file(path)]))
     path.unlink()
     with pytest.raises(CheckpointError, match=rf"{INDEX_NAME}: missing"):
         read_index(tmp_path, found)

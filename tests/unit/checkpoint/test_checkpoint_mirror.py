@@ -310,6 +310,19 @@ def test_a_metric_that_is_no_number_is_no_reason_to_upload_again(store, mirror, 
     update_mirror(mirror, store, TWO, TAG_10)
 
 
+def test_a_tag_of_which_the_mirror_lost_a_file_goes_there_again(store, mirror, place):
+    for step in (10, 20):
+        save(store, step)
+    update_mirror(mirror, store, TWO, TAG_20)
+    place.remove(f"{TAG_10}/{rank_file_name(1)}")
+    place.write(f"{TAG_20}/{rank_file_name(0)}", b"cut")
+    assert mirror.incomplete(mirror.manifests()[0]) == [TAG_10, TAG_20]
+    save(store, 30)
+    update_mirror(mirror, store, CheckpointSection(keep_last=3), TAG_30)
+    assert mirror.incomplete(mirror.manifests()[0]) == []
+    assert [mirror.faults(tag) for tag in mirror.tags()] == [[], [], []]
+
+
 def test_a_damaged_tag_of_the_disk_is_not_uploaded(store, mirror):
     for step in (10, 20, 30):
         save(store, step)
@@ -531,6 +544,15 @@ def test_without_the_client_the_mend_is_told(monkeypatch, missing):
         match=rf"^s3://bucket/runs/b16: a mirror of checkpoints needs {missing}, .* pip install 'vitscale\[remote\]'",
     ):
         Mirror("s3://bucket/runs/b16")
+
+
+@pytest.mark.parametrize("obstacle", ["file", "dangling", "loop"])
+def test_what_is_no_folder_is_not_a_mirror_without_tags(empty, tmp_path, obstacle):
+    path = tmp_path / "far"
+    path.write_text("") if obstacle == "file" else path.symlink_to("far" if obstacle == "loop" else "not-mounted")
+    with pytest.raises(MirrorError, match=r"far: .*Not a directory: check the URL") as told:
+        restore_newest(empty, Mirror(f"file://{path}"))
+    assert told.value.status == ExitStatus.USER_ERROR
 
 
 @pytest.mark.parametrize("url", ["s3:///x", "s3://[/x", "file://host/x", "bogus://x/y"])

@@ -17,7 +17,7 @@ from vitscale.checkpoint.integrity import check_file, replace_file
 from vitscale.checkpoint.manifest import FileRecord, _digest
 from vitscale.checkpoint.store import POINTER_NAME
 from vitscale.config import CheckpointSection
-from vitscale.errors import CheckpointError
+from vitscale.errors import CheckpointError, ExitStatus
 
 TWO = CheckpointSection(keep_last=2)
 
@@ -90,11 +90,24 @@ DAMAGES = {
     "no-text": (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
     "manifest-a-folder": (
         lambda d: ((d / "manifest.json").unlink(), (d / "manifest.json").mkdir()),
-        "damaged: .*directory",
+        "damaged: it is no file",
     ),
+    "manifest-a-pipe": (
+        lambda d: ((d / "manifest.json").unlink(), os.mkfifo(d / "manifest.json")),
+        "damaged: it is no file",
+    ),
+    "manifest-a-loop": (
+        lambda d: ((d / "manifest.json").unlink(), (d / "manifest.json").symlink_to("manifest.json")),
+        "cannot be read: Too many levels of symbolic links",
+    ),
+    "no-digest": (lambda d: (d / "manifest.json").write_text('{"manifest": {}}'), "it is no manifest of a checkpoint"),
+    "nested": (lambda d: (d / "manifest.json").write_text("[" * 100_000), "damaged: maximum recursion depth"),
     "flipped-manifest": (_flip_in_manifest, "digest does not match"),
     "other-schema": (_damaged_body(schema_version=99), "schema 99"),
     "wrong-field": (_damaged_body(step="many"), "step"),
+    "no-config": (_damaged_body(config={"engine": 5}), "config.engine: Input should be a valid dictionary"),
+    "no-ranks": (_damaged_body(world_size=0), "world_size: Input should be greater than 0"),
+    "no-shape": (_damaged_body(shapes={"w": [-3]}), "shapes.w.0: Input should be greater than or equal to 0"),
     "leads-out": (_damaged_body(**_record("../x")), "no name of a file"),
     "no-path": (_damaged_body(**_record("a\0b")), "no name of a file"),
 }
@@ -256,14 +269,38 @@ def test_a_folder_that_cannot_be_read_is_told_and_what_is_in_one_is_not_removed(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "iterdir", refusing(store.root, "iterdir"))
         for look in (store.tags, store.newest_valid, store.once_committed):
-            with pytest.raises(CheckpointError, match=r"checkpoints: cannot be read: Permission denied: mend it"):
+            with pytest.raises(
+                CheckpointError, match=r"checkpoints: cannot be read: Permission denied: mend it"
+            ) as told:
                 look()
+            assert told.value.status == ExitStatus.USER_ERROR
     with monkeypatch.context() as patched:
         patched.setattr(Path, "exists", refusing(store.path("step-00000010") / "keep", "exists"))
         assert store.prune(CheckpointSection(keep_last=1), "step-00000030") == ["step-00000020"]
     store.root.rename(store.root.with_name("away"))
     store.root.write_text("no folder")
     assert store.tags() == []
+    with pytest.raises(FileExistsError):
+        store.prepare()
+
+
+def test_a_server_that_is_away_is_worth_another_start(store, monkeypatch):
+    save(store, 10)
+
+    def gone(self):
+        raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+
+    monkeypatch.setattr(Path, "iterdir", gone)
+    with pytest.raises(CheckpointError, match="cannot be read: Cannot send after transport") as told:
+        store.newest_valid()
+    assert told.value.status == ExitStatus.TRANSIENT
+
+
+def test_the_folder_is_tried_before_there_is_anything_to_save(store, monkeypatch):
+    store.prepare()
+    store.prepare()
+    assert list(store.root.iterdir()) == []
+    assert not store.once_committed()
 
 
 def test_a_replaced_file_is_flushed_before_and_after_it_gets_its_name(tmp_path, monkeypatch):
@@ -278,6 +315,12 @@ def test_a_replaced_file_is_flushed_before_and_after_it_gets_its_name(tmp_path, 
         pytest.raises(OSError, match="Input/output error"),
     ):
         replace_file(file, "newer")
+    assert file.read_text() == "new"
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", _no_space)
+        with pytest.raises(OSError, match="No space left"):
+            replace_file(file, "newer")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["record"]
     assert file.read_text() == "new"
 
 
@@ -375,6 +418,10 @@ def test_what_cannot_be_removed_is_told_and_left(store, monkeypatch, caplog):
     assert not caplog.records
 
 
+def _no_space(descriptor: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 class _Cut(BaseException):
     """The power goes."""
 
@@ -457,10 +504,23 @@ def test_locate_takes_a_run_or_a_tag_and_says_what_it_passes_over(store, tmp_pat
     truncate(store.path("step-00000020"))
     assert locate(store.root.parent)[1].step == 10
     assert "passing over a checkpoint" in caplog.text
-    with pytest.raises(CheckpointError, match="bytes where"):
+    with pytest.raises(CheckpointError, match=r"bytes where .*: restore it from a copy, or take another checkpoint$"):
         locate(store.path("step-00000020"))
-    with pytest.raises(CheckpointError, match="no checkpoint here"):
-        locate(tmp_path)
+    (tmp_path / "step-00000030").symlink_to("step-00000030")
+    for nothing in (tmp_path, tmp_path / "step-00000030", tmp_path / "none"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint here|cannot be read: Too many levels"):
+            locate(nothing)
+
+
+def test_locate_tells_a_tag_that_may_not_be_looked_at(store, monkeypatch):
+    save(store, 10)
+
+    def refuse(self):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+    with pytest.raises(CheckpointError, match="step-00000010: cannot be read: Permission denied"):
+        locate(store.path("step-00000010"))
 
 
 def test_locate_checks_the_directory_that_it_gives_wherever_it_lies_and_however_it_is_named(

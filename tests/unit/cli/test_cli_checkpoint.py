@@ -9,7 +9,7 @@ import sys
 import pytest
 from click.testing import CliRunner
 from micro_run import REPOSITORY
-from saved_tags import flip_a_bit, manifest_of, save, truncate
+from saved_tags import flip_a_bit, save, stage, truncate
 
 from vitscale.checkpoint import CheckpointStore, Mirror, pin_branch, update_mirror
 from vitscale.cli.checkpoint import _age, command
@@ -133,12 +133,10 @@ def test_inspect_shows_the_directory_that_is_named(store, monkeypatch):
 
 def test_inspect_of_a_run_without_zero_that_has_a_course(tmp_path):
     store = CheckpointStore(tmp_path)
-    manifest = manifest_of(10, config={"engine": {"kind": "torch"}}).model_copy(
-        update={"course": {"detours": [1]}, "world_size": 0}
-    )
-    store.commit(store.staging(10, 1), manifest)
+    staging, manifest = stage(store, 10, config={"engine": {"kind": "torch"}})
+    store.commit(staging, manifest.model_copy(update={"course": {"detours": [1]}}))
     text = "\n".join(vitscale("inspect", tmp_path))
-    assert "0 ranks, no ZeRO" in text
+    assert "2 ranks, no ZeRO" in text
     assert "course         detours [1]" in text
 
 

@@ -48,6 +48,16 @@ def test_keys_that_are_newer_than_the_record_have_their_defaults_in_it(tree, rec
     check_recorded(recorded, Config.model_validate(tree))
 
 
+@pytest.mark.parametrize("content", [b"", b"[1]", b"nonsense", b"\xff\xfe", b"[" * 2_000, b"a: 2026-13-01"])
+def test_a_damaged_record_is_named_with_the_mend(tree, recorded, content):
+    recorded.write_bytes(content)
+    with pytest.raises(
+        RunDirectoryError, match=rf"^{recorded}: .*: put back what .*or remove the file to go on"
+    ) as told:
+        check_recorded(recorded, Config.model_validate(tree))
+    assert "\n" not in str(told.value)
+
+
 def test_keys_that_are_gone_are_named(tree, recorded):
     old = yaml.safe_load(recorded.read_text())
     recorded.write_text(yaml.safe_dump(old | {"gone": 1}))

@@ -125,6 +125,14 @@ def test_a_line_cut_before_its_newline_is_removed_though_it_is_whole_json(tmp_pa
     assert path.read_text() == '{"step": 1}\n'
 
 
+def test_lines_that_are_no_records_are_removed(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    odd = [b"", b"5", b"[1]", b"{}", b'{"step": null}', b'{"step": "2"}', b"\xff", b"[" * 100_000]
+    path.write_bytes(b"\n".join([*odd, b'{"step": 2}', b""]))
+    purge_jsonl(path, 9)
+    assert path.read_text() == '{"step": 2}\n'
+
+
 def test_an_event_file_that_cannot_be_purged_is_a_warning(tmp_path, caplog):
     record(tmp_path, [1, 2, 3])
     (tmp_path / "tensorboard" / "events.out.tfevents.0").mkdir()

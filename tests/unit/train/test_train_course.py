@@ -1,9 +1,11 @@
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vitscale.config import BatchSection, ScheduleSection, lay_out
+from vitscale.errors import RunDirectoryError
 from vitscale.train.course import Course, Detour, read_detours, write_detours
 
 
@@ -91,3 +93,18 @@ def test_detours_are_read_as_they_were_written(tmp_path):
     assert read_detours(tmp_path) == ()
     write_detours(tmp_path, [Detour(3, 4), Detour(9, 1)])
     assert read_detours(tmp_path) == (Detour(3, 4), Detour(9, 1))
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{}", b"[[1]]", b'[["x", 1]]', b"\xff", b"[" * 100_000])
+def test_a_damaged_record_of_detours_is_named(tmp_path, content):
+    (tmp_path / "detours.json").write_bytes(content)
+    with pytest.raises(
+        RunDirectoryError, match=r"detours\.json: is no record of detours: remove it to go on with those"
+    ):
+        read_detours(tmp_path)
+
+
+def test_a_record_of_detours_that_cannot_be_read_is_told(tmp_path):
+    (tmp_path / "detours.json").mkdir()
+    with pytest.raises(RunDirectoryError, match=r"detours\.json: cannot be read: Is a directory"):
+        read_detours(tmp_path)

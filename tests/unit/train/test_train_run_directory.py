@@ -152,13 +152,17 @@ def test_the_generation_outlives_the_loss_of_its_file(opened, config):
         opened()
 
 
+def contents(folder):
+    return {path.name: path.is_file() and path.read_bytes() for path in folder.iterdir()}
+
+
 def test_a_refused_start_holds_nothing_and_changes_nothing(opened, config):
     opened().close(ExitStatus.TRANSIENT, "why", 7)
-    before = {path.name: path.read_bytes() for path in config.run.dir.iterdir()}
+    before = contents(config.run.dir)
     changed = config.model_copy(update={"optim": config.optim.model_copy(update={"peak_lr": 1.0})})
     with pytest.raises(RunDirectoryError, match=r"its config differs in optim\.peak_lr"):
         RunDirectory.open(changed, ALONE)
-    assert {path.name: path.read_bytes() for path in config.run.dir.iterdir()} == before
+    assert contents(config.run.dir) == before
     RunDirectory.open(changed, ALONE, allow_change=["optim.peak_lr"]).close(ExitStatus.FINISHED, "", 1)
     assert yaml.safe_load((config.run.dir / "config.yaml").read_text())["optim"]["peak_lr"] == 1.0
 
@@ -215,6 +219,22 @@ def test_a_run_whose_checkpoints_are_gone_begins_anew_only_when_told(opened, con
     )
     assert opened(fresh=True).generation == 4
     assert opened().generation == 5, "from here on it is a run that has saved nothing yet"
+
+
+def test_metrics_tell_of_checkpoints_where_the_record_of_starts_is_gone_too(opened, config):
+    run_dir = config.run.dir
+    opened()
+    for name in ("starts.json", "generation", "checkpoints"):
+        path = run_dir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    metrics = run_dir / "metrics.jsonl"
+    metrics.write_text('{"step": 4, "train/loss": 1.0}\n')
+    opened()  # saves come every 5 steps
+    (run_dir / "starts.json").unlink()
+    metrics.write_text('{"step": 9, "train/loss": 1.0}\n')
+    with pytest.raises(RunDirectoryError, match=r"step 5 was saved here, and .* holds no checkpoint: put it back"):
+        opened()
+    opened(fresh=True)
 
 
 @pytest.fixture
@@ -303,6 +323,49 @@ def test_an_empty_disk_gets_checkpoint_and_config_from_the_mirror(tmp_path, conf
     again.close(ExitStatus.RUN_AGAIN, "received SIGTERM", 5)
     with pytest.raises(RunDirectoryError, match="holds step-00000005: --fresh"):
         RunDirectory.open(config, ALONE, fresh=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("card.json", "an exported model"),
+        ("config.json", "an exported model"),
+        ("manifest.json", "a checkpoint"),
+        ("step-00000005", "the checkpoints of a run"),
+        ("latest", "checkpoints of DeepSpeed"),
+        ("global_step10", "checkpoints of DeepSpeed"),
+        ("mp_rank_00_model_states.pt", "a checkpoint of DeepSpeed"),
+    ],
+)
+def test_what_is_no_run_directory_is_not_made_one(config, name, what):
+    file = config.run.dir / name
+    file.parent.mkdir()
+    file.write_text("")
+    with pytest.raises(RunDirectoryError, match=rf"run: holds {what}, and no run \(.*branch_from.*init\.path"):
+        RunDirectory.open(config, ALONE)
+    assert list(config.run.dir.iterdir()) == [file]
+    file.rename(config.run.dir / "mine")
+    restart(config)
+    (config.run.dir / "mine").rename(file)
+    restart(config)  # it is a run by now, whatever else somebody puts there
+
+
+def test_checkpoints_that_could_not_be_written_are_found_before_the_first_step(config):
+    config.run.dir.mkdir()
+    (config.run.dir / "checkpoints").symlink_to("nowhere")
+    with pytest.raises(RunDirectoryError, match=r"run: cannot be used: .*File exists: '.*/checkpoints': mend it"):
+        RunDirectory.open(config, ALONE)
+    assert not (config.run.dir / "starts.json").exists()
+
+
+def test_an_end_is_told_whatever_the_directory_has_become(opened, config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv(EXIT_FILE_VARIABLE, str(tmp_path / "told"))
+    directory = opened()
+    (config.run.dir / "generation").unlink()
+    (config.run.dir / "generation").mkdir()
+    directory.close(ExitStatus.USER_ERROR, "shard \udcff.tar is damaged", 3)
+    assert "exit.json: cannot be written: [Errno 21] Is a directory" in caplog.text
+    assert json.loads((tmp_path / "told").read_text())["reason"] == "shard ?.tar is damaged"
 
 
 def test_only_rank_0_keeps_records(config, tmp_path, monkeypatch):

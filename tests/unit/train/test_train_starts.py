@@ -16,6 +16,7 @@ from vitscale.train.starts import (
     dump_starts,
     fruitless,
     newest_saved,
+    parse_exit,
     parse_starts,
     with_last_end,
 )
@@ -41,13 +42,28 @@ def test_the_record_is_read_back_as_it_was_written(starts):
     assert parse_starts(dump_starts(starts), RUN) == starts
 
 
-@pytest.mark.parametrize("text", ["", "{", "3", "[3]", "{}", '[{"generation": 1}]', '[{"end": {"a": 1}}]'])
+A_START = '{"generation": %s, "time": "", "host": "", "job": null, "end": %s}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "{", "3", "[3]", "{}", "null", b"\xff\xfe", "[" * 100_000, '[{"generation": 1}]', '[{"end": {"a": 1}}]',
+        *(f"[{A_START % values}]" for values in (('"x"', "null"), ("1", "5"), ("NaN", "null"))),
+    ],
+)  # fmt: skip
 def test_a_damaged_record_is_named_with_the_mend(text):
-    if text == "{}":  # a list of nothing, to Python
-        assert parse_starts(text, RUN / "starts.json") == []
-        return
+    assert len(parse_starts(f"[{A_START % ('1', 'null')}]", RUN)) == 1
     with pytest.raises(RunDirectoryError, match=r"starts\.json: is no record of starts: remove it to go on"):
         parse_starts(text, RUN / "starts.json")
+
+
+def test_an_end_is_read_of_the_start_that_is_meant():
+    text = b'{"status": 2, "reason": "why", "step": 7, "generation": 3, "time": 1.5}'
+    assert parse_exit(text, 3) == End("why", 7, 2)
+    assert parse_exit(text, 4) is None
+    for damaged in (b"", b"[1]", b"\xff", b"[" * 100_000, text.replace(b"7", b'"x"'), text.replace(b"step", b"stop")):
+        assert parse_exit(damaged, 3) is None
 
 
 def test_only_a_start_that_has_not_ended_ends():

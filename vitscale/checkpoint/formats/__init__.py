@@ -31,6 +31,18 @@ READERS: Mapping[str, Reader] = MappingProxyType({**FORMATS, **{reader.name: rea
 """Those that are only read, too."""
 
 
+def format_of(path: Path) -> str | None:
+    """Name of the format that knows a folder or file; None where none does.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return next((name for name, reader in READERS.items() if reader.recognises(path)), None)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
 def read_portable(path: Path, format_: str | None = None, hints: Hints | None = None) -> PortableModel:
     """The model in a folder or file of any format.
 
@@ -47,15 +59,19 @@ def read_portable(path: Path, format_: str | None = None, hints: Hints | None = 
             raise CheckpointError(f"{path}: no such file or folder")
         if path.name in {WEIGHTS_NAME, ARRAYS_NAME} and _is_described(path.parent):
             path = path.parent
-        found = [READERS[format_]] if format_ else [known for known in READERS.values() if known.recognises(path)]
-        if not found:
+        found = format_ or format_of(path)
+        if found is None:
             raise CheckpointError(
-                f"{path}: no exported model: give a folder with card.json or config.json, one that DeepSpeed saved to, "
-                "or a file that ends in .npz, .pth, .pt, .bin or .safetensors"
+                f"{path}: no exported model: give a folder with card.json or config.json (`vitscale export` makes one "
+                "of a run), one that DeepSpeed saved to, or a file that ends in .npz, .pth, .pt, .bin or .safetensors"
             )
-        return found[0].read(path, hints or Hints())
+        return READERS[found].read(path, hints or Hints())
     except OSError as error:
-        raise CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{error.filename or path}: cannot be read: {error.strerror or error}")
 
 
 def _is_described(folder: Path) -> bool:
@@ -63,4 +79,4 @@ def _is_described(folder: Path) -> bool:
     return any((folder / name).is_file() for name in (CARD_NAME, CONFIG_NAME))
 
 
-__all__ = ["FORMATS", "READERS", "Format", "Hints", "Reader", "read_portable"]
+__all__ = ["FORMATS", "READERS", "Format", "Hints", "Reader", "format_of", "read_portable"]
