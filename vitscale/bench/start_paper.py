@@ -221,7 +221,7 @@ PARTS = (
         lambda _: f"{WEIGHT_BYTES} bytes a parameter",
         "nodes",
         lambda c, s, k: s.nodes * WEIGHT_BYTES * s.parameters / k.total_bytes_per_s,
-        "a node's ranks share its page cache",
+        "not read by a run that resumes; a node's ranks share its page cache",
         counted=False,
     ),
 )

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch._dynamo
 import torch._functorch.config
 import torch.nn.functional as F
 from deepspeed.utils import set_z3_leaf_modules
@@ -79,7 +78,8 @@ def convert_to_fp8(blocks: nn.Module) -> None:
 
 
 def _compiler(budget: float | None) -> Callable[[BlockFunction], BlockFunction]:
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+    dynamo = importlib.import_module("torch._dynamo")  # takes seconds, for those that compile alone
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, _GRAPHS)
     backend: Any = "inductor" if budget is None else partial(_compile_within, budget)
     return partial(torch.compile, backend=backend, fullgraph=True, dynamic=False)
 
@@ -87,7 +87,7 @@ def _compiler(budget: float | None) -> Callable[[BlockFunction], BlockFunction]:
 def _compile_within(budget: float, graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
     """Inductor with a memory budget, which torch reads from a global while it cuts forward from backward."""
     with torch._functorch.config.patch(activation_memory_budget=budget):
-        return torch._dynamo.lookup_backend("inductor")(graph, inputs)
+        return importlib.import_module("torch._dynamo").lookup_backend("inductor")(graph, inputs)
 
 
 def _check_attention(kernel: str, precision: Precision, device: torch.device, head_dim: int) -> None:

@@ -82,8 +82,8 @@ def _loss(
     if isinstance(targets, Tensor):
         targets = Targets(targets)
     if isinstance(logits, Tensor):
-        return mean_over_rows(of_one, logits, targets)  # type: ignore[no-any-return]
+        return mean_over_rows(of_one, logits, targets)
     first, second = (
         mean_over_rows(loss, of_head, targets) for loss, of_head in zip((of_first, of_second), logits, strict=True)
     )
-    return (1 - alpha) * first + alpha * second  # type: ignore[no-any-return]
+    return (1 - alpha) * first + alpha * second

@@ -20,8 +20,6 @@ _GPU_CHUNK_ELEMENTS = 2**23
 _DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 
 
-# A loop over chunks, and outside the compiled blocks.
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def mean_over_rows(row_loss: RowLoss, logits: Tensor, targets: Targets) -> Tensor:
     """The mean of a row loss over the batch, a scalar: the sum of each, times its image's weight, over B.
 
