@@ -52,7 +52,7 @@ def other_runs(manifests: Mapping[str, Manifest], run_id: str) -> dict[str, str]
     """
     return {
         tag: f"saved by run {manifest.run_id}, and this is run {run_id}: move it away, and name it in run.branch_from "
-        "to go on from it"
+        "to go on from it, or put that id back into run_id if it is this run's"
         for tag, manifest in manifests.items()
         if run_id and manifest.run_id not in ("", run_id)
     }

@@ -110,10 +110,10 @@ class CheckpointStore:
             return [str(error)]
 
     def run_id(self, manifests: Mapping[str, Manifest]) -> str:
-        """The run's id, by RUN/run_id or else by the newest of its tags that has one; empty where none was drawn yet.
+        """The run's id, by RUN/run_id or else by its tags; empty where none was drawn yet.
 
         Raises:
-            CheckpointError: the file cannot be read.
+            CheckpointError: the file cannot be read, or is gone where tags are of several runs.
         """
         file = self.root.parent / RUN_ID_NAME
         try:
@@ -123,8 +123,14 @@ class CheckpointStore:
             pass
         except OSError as error:
             raise CheckpointError.of_system(error, f"{file}: cannot be read: {error.strerror}: mend it") from None
-        newest_first = sorted(manifests, key=step_of, reverse=True)
-        return next((manifests[tag].run_id for tag in newest_first if manifests[tag].run_id), "")
+        ids = {manifest.run_id: tag for tag, manifest in manifests.items() if manifest.run_id}
+        if len(ids) > 1:
+            told = ", ".join(f"{tag} of {run_id}" for run_id, tag in ids.items())
+            raise CheckpointError(
+                f"{file}: gone, and tags of several runs are here ({told}): write the id of the run that is to go on "
+                "into it"
+            )
+        return next(iter(ids), "")
 
     def passed_over(self, manifests: Mapping[str, Manifest]) -> dict[str, str]:
         """The tags that the run does not go on from, sound as they may be, each with the reason; raises as `run_id`."""
@@ -188,8 +194,7 @@ class CheckpointStore:
         fsync(write_manifest(manifest, staging))
         fsync(staging)
         if os.path.lexists(self.path(tag)):
-            self._check_generation(tag, manifest)
-            self._set_aside(tag)
+            self._make_way(tag, manifest)
         staging.rename(self.path(tag))
         fsync(self.root)
         replace_file(self.root / POINTER_NAME, f"{tag}\n")
@@ -217,7 +222,7 @@ class CheckpointStore:
         if sound not in manifests:
             why = faults.get(sound, f"{self.path(sound)}: gone, though it was sound just now")
             raise CheckpointError(f"{why}: no other checkpoint is removed")
-        for stranger in other_runs(manifests, manifests[sound].run_id):
+        for stranger in other_runs(manifests, manifests[sound].run_id or self.run_id(manifests)):
             del manifests[stranger]  # somebody put it there: it does not count, and is not removed
         damaged = [step_of(tag) for tag in [*faults, *self.incomplete(manifests)]]
         known = standings({step_of(tag): found for tag, found in manifests.items()}, damaged, step_of(sound))
@@ -242,16 +247,24 @@ class CheckpointStore:
         except OSError:
             return True
 
-    def _check_generation(self, tag: str, manifest: Manifest) -> None:
+    def _make_way(self, tag: str, manifest: Manifest) -> None:
+        """Take a tag's name away for one that replaces it; another run's goes on under a name that is no tag's."""
         try:
             there = self.manifest(tag)
         except CheckpointError:
-            return  # a damaged one is there to be replaced
-        if there.generation > manifest.generation and not other_runs({tag: there}, manifest.run_id):
+            self._set_aside(tag)  # a damaged one is there to be replaced
+            return
+        if other_runs({tag: there}, manifest.run_id):
+            kept = self.root / f"{tag}-of-{there.run_id}-g{manifest.generation}"
+            self.path(tag).rename(kept)
+            log.warning("%s: of another run, whose step this run has come to: now %s", self.path(tag), kept)
+            return
+        if there.generation > manifest.generation:
             raise CheckpointError(
                 f"{self.path(tag)}: start {there.generation} of the run has saved this step, so start "
                 f"{manifest.generation} may not: it ends here"
             )
+        self._set_aside(tag)
 
     def _set_aside(self, tag: str) -> Path:
         """Take a tag's name away in one stroke, so that what remains of a cut-off removal is no tag."""

@@ -35,7 +35,8 @@ def attend_as_task(config: Config, folder: Path, wait_s: float | None) -> ExitSt
         os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
 
     def open_store() -> Store:
-        allow_open_files(placement.world_size)
+        allow_open_files(placement.rank, placement.world_size)
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "0")  # every connection is to be tried
         gpus = seat.device.type == "cuda"
         os.environ.update(find_variables(placement, gpus, limits.all_ranks_s, os.environ))
         # Beside the run's own port, which torchrun's agent may hold.

@@ -99,7 +99,7 @@ def start(timeout_s: float = 600.0) -> Ranks:
             be open.
     """
     placement = read_placement(os.environ)
-    allow_open_files(placement.world_size)
+    allow_open_files(placement.rank, placement.world_size)
     device = choose_device(placement.local_rank, count_gpus(), promised_gpus(os.environ))
     gpus = device.type == "cuda"
     if gpus:

@@ -48,7 +48,7 @@ def network_variables(
     wanted = {}
     if placement.world_size > 1:
         # Left alone, every rank connects to every other when a group is made, and asks rank 0's store for all their
-        # addresses: minutes of rank 0's time at 1,000 ranks, for a dozen connections that are used.
+        # addresses: minutes of rank 0's time at 1,000 ranks, for the twenty connections that a rank uses.
         wanted["TORCH_GLOO_LAZY_INIT"] = "1"
     if placement.spans_nodes and interface is not None:
         wanted["GLOO_SOCKET_IFNAME"] = interface

@@ -4,25 +4,25 @@ import resource
 
 from vitscale.errors import LaunchError
 
-OWN_FILES = 1024
-"""Shards, logs, what loader workers hand over, libraries: the usual limit, which is enough for these."""
+OWN_FILES, FEWEST_OWN_FILES = 1024, 256
+"""Shards, logs, what loader workers hand over, libraries: as many as a login shell allows, and what a rank needs."""
 
 
-def allow_open_files(world_size: int) -> None:
-    """Let this process have a socket for each rank beside its own files, as rank 0 has, which all others ask.
+def allow_open_files(rank: int, world_size: int) -> None:
+    """Let a rank have a socket for each rank beside its own files, as rank 0 has, which all others ask.
 
     A login shell's limit is mostly 1,024, and Slurm hands it on to every task.
 
     Raises:
-        LaunchError: the system allows fewer.
+        LaunchError: the system allows rank 0 too few.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = world_size + OWN_FILES
-    if needed <= soft or soft == resource.RLIM_INFINITY:
+    if soft == resource.RLIM_INFINITY:
         return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    most = hard if hard != resource.RLIM_INFINITY else world_size + OWN_FILES
+    if rank == 0 and most < world_size + FEWEST_OWN_FILES:
         raise LaunchError(
-            f"{world_size} ranks need {needed} open files in rank 0, the system allows {hard}: raise the hard limit "
-            "(LimitNOFILE of slurmd's service, nofile in /etc/security/limits.conf)"
+            f"{world_size} ranks need {world_size + FEWEST_OWN_FILES} open files in rank 0, the system allows {hard}: "
+            "raise the hard limit (LimitNOFILE of slurmd's service, nofile in /etc/security/limits.conf)"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(most, world_size + OWN_FILES)), hard))

@@ -12,11 +12,11 @@ from vitscale.errors import RunDirectoryError
 from vitscale.train.starts import STARTS_NAME
 
 _NO_RUNS = {
-    "card.json": "an exported model",
-    "config.json": "an exported model",
-    "manifest.json": "a checkpoint",
-    "step-*": "the checkpoints of a run",
-    "latest": "checkpoints of DeepSpeed",
+    "rank-*.safetensors": "a checkpoint",
+    "*.safetensors": "an exported model",
+    "*.npz": "an exported model",
+    "pytorch_model*.bin": "an exported model",
+    "step-*/manifest.json": "the checkpoints of a run",
     "global_step*": "checkpoints of DeepSpeed",
     "mp_rank_*": "a checkpoint of DeepSpeed",
 }

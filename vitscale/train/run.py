@@ -16,6 +16,8 @@ from vitscale.train.watchdog import Watchdog
 def run_training(config: Config, allow_change: Sequence[str] = (), fresh: bool = False) -> ExitStatus:
     """Train until the run's end or a stop request, going on where the run directory left off.
 
+    What it says goes through `logging`, its records too where standard error is no terminal.
+
     Args:
         config: the run.
         allow_change: dotted config keys that may differ from those the run directory was started with.

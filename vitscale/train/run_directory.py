@@ -31,6 +31,7 @@ import yaml
 from vitscale.checkpoint import CheckpointStore, mirror_of, restore_newest
 from vitscale.checkpoint.integrity import replace_file
 from vitscale.checkpoint.mirroring import Restored
+from vitscale.checkpoint.retention import other_runs
 from vitscale.checkpoint.store import RUN_ID_NAME
 from vitscale.checkpoint.tags import step_of
 from vitscale.config import Config, check_recorded
@@ -168,9 +169,10 @@ class RunDirectory:
         run_id = store.run_id(store.manifests()[0])
         there = _fetch_newest(config, store, run_id, fresh)
         run_id = run_id or there.run_id or uuid.uuid4().hex
-        found_step = max(map(step_of, store.tags()), default=0)
+        strangers = other_runs(store.manifests()[0], run_id)
+        found_step = max((step_of(tag) for tag in store.tags() if tag not in strangers), default=0)
         starts = self._ended_starts(found_step)
-        _check_step_0(store, newest_saved(starts) if starts else _trained_and_saved(path, config), fresh)
+        _check_step_0(store, _traces(path, config, starts), fresh)
         if (why := diagnosis(starts, path)) is not None:
             raise RunDirectoryError(why)
         _keep_config(path / "config.yaml", config, allow_change)
@@ -283,13 +285,17 @@ def _fetch_newest(config: Config, store: CheckpointStore, run_id: str, fresh: bo
     return restored
 
 
-def _trained_and_saved(run_dir: Path, config: Config) -> int:
-    """The newest step that must have been saved, by the metrics; for a run whose record of starts is gone."""
-    newest, every = newest_record(run_dir / "metrics.jsonl", tags.TRAIN_LOSS), config.checkpoint.every_steps
-    return newest["step"] // every * every if newest is not None else 0
+def _traces(run_dir: Path, config: Config, starts: Sequence[Start]) -> str:
+    """What shows that something was saved here, in words; empty where nothing does."""
+    if starts:
+        return f"step {step} was saved here" if (step := newest_saved(starts)) else ""
+    newest = newest_record(run_dir / "metrics.jsonl", tags.TRAIN_LOSS)
+    if newest is None or newest["step"] < config.checkpoint.every_steps:
+        return ""
+    return f"step {newest['step']} was trained here, {STARTS_NAME} is gone"
 
 
-def _check_step_0(store: CheckpointStore, saved_step: int, fresh: bool) -> None:
+def _check_step_0(store: CheckpointStore, traces: str, fresh: bool) -> None:
     """No run begins anew unless it never saved anything, or is told to."""
     run_dir = store.root.parent
     if fresh and store.once_committed():
@@ -298,10 +304,9 @@ def _check_step_0(store: CheckpointStore, saved_step: int, fresh: bool) -> None:
             f"{store.root}: holds {there}: --fresh is for a run directory without checkpoints: leave it out to go on, "
             "or move that folder away"
         )
-    if saved_step and not fresh and not store.once_committed():
+    if traces and not fresh and not store.once_committed():
         raise RunDirectoryError(
-            f"{run_dir}: step {saved_step} was saved here, and {store.root} holds no checkpoint: put it back, or start "
-            "from step 0 with --fresh"
+            f"{run_dir}: {traces}, and {store.root} holds no checkpoint: put it back, or begin anew with --fresh"
         )
 
 

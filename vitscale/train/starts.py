@@ -152,7 +152,7 @@ def diagnosis(starts: Sequence[Start], run_dir: Path) -> str | None:
     return (
         f"{run_dir}: no new checkpoint since step {last[-1].found_step} in {len(row)} starts that failed one after the "
         f"other ({told}): see the job's log, {run_dir / 'watchdog'} and checkpoint.every_steps, mend the cause, and "
-        f"remove {run_dir / STARTS_NAME} to try again"
+        f"remove {run_dir / STARTS_NAME} to try again{'' if last[-1].found_step else ', with --fresh'}"
     )
 
 

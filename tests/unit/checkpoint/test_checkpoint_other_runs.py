@@ -31,7 +31,8 @@ def test_a_tag_of_another_run_does_not_overtake_this_ones(store):
     assert (tag, manifest.run_id, passed_over) == ("step-00000020", OWN, [])
     (line,) = store.passed_over(store.manifests()[0]).values()
     assert line == (
-        f"saved by run {OTHER}, and this is run {OWN}: move it away, and name it in run.branch_from to go on from it"
+        f"saved by run {OTHER}, and this is run {OWN}: move it away, and name it in run.branch_from to go on from it, "
+        "or put that id back into run_id if it is this run's"
     )
 
 
@@ -48,11 +49,15 @@ def test_a_newer_tag_of_another_run_is_passed_over_aloud_and_alone_it_stops_the_
 
 
 @pytest.mark.parametrize("content", [None, b"", b"nonsense", b"\xff"])
-def test_without_its_file_the_run_is_the_newest_tags(store, content):
+def test_without_its_file_the_run_is_that_of_its_tags_unless_they_are_of_two(store, content):
     file = store.root.parent / "run_id"
     file.unlink()
     if content is not None:
         file.write_bytes(content)
+    words = f"run_id: gone, and tags of several runs are here .step-00000005 of {OTHER}, step-00000020 of {OWN}.: write"
+    with pytest.raises(CheckpointError, match=words):
+        store.newest_valid()
+    shutil.rmtree(store.path("step-00000005"))
     assert store.run_id(store.manifests()[0]) == OWN
     save(store, 30)  # by an older version, which knew no ids: of any run
     assert store.run_id(store.manifests()[0]) == OWN
@@ -77,6 +82,16 @@ def test_tags_of_another_run_neither_count_nor_go(store):
 def test_the_run_saves_a_step_that_another_runs_tag_has(store):
     assert save(store, 5, generation=1, run_id=OWN) == "step-00000005"
     assert store.manifest("step-00000005").run_id == OWN
+    store.prune(CheckpointSection(keep_last=3), "step-00000005")
+    (moved,) = store.root.glob("*-of-*")
+    assert moved.name == f"step-00000005-of-{OTHER}-g1"
+    assert (moved / "manifest.json").exists()
+
+
+def test_a_tag_without_an_id_does_not_make_the_others_the_runs(store):
+    save(store, 30)  # by an older version
+    assert store.prune(ONE, "step-00000030") == ["step-00000010", "step-00000020"]
+    assert store.tags() == ["step-00000005", "step-00000030"]
 
 
 def test_tags_of_another_run_do_not_go_to_the_mirror(store, tmp_path):

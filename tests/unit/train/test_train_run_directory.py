@@ -188,7 +188,7 @@ def test_a_run_that_comes_to_nothing_three_times_is_not_started_again(opened, co
     assert "in 3 starts that failed one after the other (start 1 at step 3: first; start 2 at step 3: sec" in str(
         caught.value
     )
-    assert f"remove {config.run.dir / 'starts.json'} to try again" in str(caught.value)
+    assert f"remove {config.run.dir / 'starts.json'} to try again, with --fresh" in str(caught.value)
     with pytest.raises(RunDirectoryError):
         opened()
     (config.run.dir / "starts.json").unlink()
@@ -214,11 +214,19 @@ def test_a_run_whose_checkpoints_are_gone_begins_anew_only_when_told(opened, con
     with pytest.raises(RunDirectoryError) as caught:
         opened()
     assert str(caught.value) == (
-        f"{run_dir}: step 10 was saved here, and {run_dir / 'checkpoints'} holds no checkpoint: put it back, or start "
-        "from step 0 with --fresh"
+        f"{run_dir}: step 10 was saved here, and {run_dir / 'checkpoints'} holds no checkpoint: put it back, or begin "
+        "anew with --fresh"
     )
     assert opened(fresh=True).generation == 4
     assert opened().generation == 5, "from here on it is a run that has saved nothing yet"
+
+
+def test_a_tag_of_another_run_is_no_step_of_this_one(opened, config):
+    opened()
+    commit(config.run.dir, 5000, 1, run_id="f" * 32)
+    assert opened().found_step == 0
+    shutil.rmtree(config.run.dir / "checkpoints")
+    assert opened().found_step == 0, "nothing of the run was ever saved"
 
 
 def test_metrics_tell_of_checkpoints_where_the_record_of_starts_is_gone_too(opened, config):
@@ -232,7 +240,10 @@ def test_metrics_tell_of_checkpoints_where_the_record_of_starts_is_gone_too(open
     opened()  # saves come every 5 steps
     (run_dir / "starts.json").unlink()
     metrics.write_text('{"step": 9, "train/loss": 1.0}\n')
-    with pytest.raises(RunDirectoryError, match=r"step 5 was saved here, and .* holds no checkpoint: put it back"):
+    with pytest.raises(
+        RunDirectoryError,
+        match=r"step 9 was trained here, starts.json is gone, and .* holds no checkpoint",
+    ):
         opened()
     opened(fresh=True)
 
@@ -328,25 +339,27 @@ def test_an_empty_disk_gets_checkpoint_and_config_from_the_mirror(tmp_path, conf
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("card.json", "an exported model"),
-        ("config.json", "an exported model"),
-        ("manifest.json", "a checkpoint"),
-        ("step-00000005", "the checkpoints of a run"),
-        ("latest", "checkpoints of DeepSpeed"),
+        ("model.safetensors", "an exported model"),
+        ("vit.npz", "an exported model"),
+        ("pytorch_model.bin", "an exported model"),
+        ("rank-00000.safetensors", "a checkpoint"),
+        ("step-00000005/manifest.json", "the checkpoints of a run"),
         ("global_step10", "checkpoints of DeepSpeed"),
         ("mp_rank_00_model_states.pt", "a checkpoint of DeepSpeed"),
     ],
 )
 def test_what_is_no_run_directory_is_not_made_one(config, name, what):
     file = config.run.dir / name
-    file.parent.mkdir()
+    file.parent.mkdir(parents=True)
     file.write_text("")
     with pytest.raises(RunDirectoryError, match=rf"run: holds {what}, and no run \(.*branch_from.*init\.path"):
         RunDirectory.open(config, ALONE)
-    assert list(config.run.dir.iterdir()) == [file]
-    file.rename(config.run.dir / "mine")
+    (there,) = config.run.dir.iterdir()
+    there.rename(config.run.dir / "mine")
+    for harmless in ("config.json", "latest", "manifest.json"):
+        (config.run.dir / harmless).write_text("{}")
     restart(config)
-    (config.run.dir / "mine").rename(file)
+    (config.run.dir / "mine").rename(there)
     restart(config)  # it is a run by now, whatever else somebody puts there
 
 
