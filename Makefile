@@ -18,12 +18,13 @@ help:
 demo: $(VENV)/.installed-demo $(VENV)/.built-collective
 	@$(IN_VENV) python launch/demo.py
 
+# More processes than CI's two cores: a good part of the tests is waiting, for Slurm and for limits to pass.
 test: $(VENV)/.installed-test $(VENV)/.built-collective
 	$(IN_VENV) ruff check
 	$(IN_VENV) ruff format --check
 	$(IN_VENV) mypy
 	$(IN_VENV) lint-imports
-	$(IN_VENV) pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(IN_VENV) pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) runs/demo build *.egg-info .hypothesis .*_cache

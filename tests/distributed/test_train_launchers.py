@@ -81,7 +81,7 @@ def _target(case: str, pid: int) -> psutil.Process:
 
 # launch.py-KILL shows ranks whose launcher was killed, torchrun-USR2 those whose torchrun is gone, and
 # test_launch_forward_signals that the wrapper hands each signal on.
-SLOW = {"torchrun-KILL", "forwarded-TERM"}
+SLOW = {"torchrun-KILL", "torchrun-USR2", "deepspeed-TERM", "forwarded-TERM"}
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in CASES])

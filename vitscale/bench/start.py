@@ -1,6 +1,7 @@
 """What a start of a run costs: its constants, measured on this machine, and a table of them projected to many nodes."""
 
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -149,16 +150,17 @@ def import_cost(modules: Sequence[str], rounds: int) -> ImportCost:
 
 
 def meeting_cost(met: Sequence[Meeting]) -> MeetingCost:
-    """Rank 0's time as it grows with the number of ranks: with its square where all connect to all, else evenly."""
+    """Rank 0's time as it grows with the number of ranks n: with n² where all connect to all, else with n log2 n, which
+    is how often its store is asked for an address."""
     eager, lazy = ([meeting for meeting in met if meeting.lazy == kind] for kind in (False, True))
     return MeetingCost(
         growth([(m.ranks**2, m.cpu_s) for m in eager]),
-        growth([(m.ranks, m.cpu_s) for m in lazy]),
+        growth([(m.ranks * math.log2(m.ranks), m.cpu_s) for m in lazy]),
         growth([(m.ranks, m.vote_s) for m in lazy]),
     )
 
 
-def growth(points: Sequence[tuple[int, float]]) -> float:
+def growth(points: Sequence[tuple[float, float]]) -> float:
     """The slope of the line through the points, by least squares; 0 where it falls, which is noise."""
     _, slope, _ = line_through(*zip(*points, strict=True))
     return max(0.0, slope)

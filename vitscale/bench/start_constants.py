@@ -27,7 +27,7 @@ class MeetingCost:
     eager_s: float
     """Times n squared: every rank connects to every other."""
     lazy_s: float
-    """Times n: ranks connect when they first talk."""
+    """Times n log2 n: ranks connect when they first talk, each to so many others."""
     vote_s: float
     """Of the clock, times n: a vote of n ranks that share this machine's cores."""
 

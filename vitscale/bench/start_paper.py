@@ -1,5 +1,6 @@
 """What a start costs on many nodes, on paper: from measured constants and two assumed clusters to a table."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -148,14 +149,16 @@ PARTS = (
     ),
     Part(
         "rendezvous",
-        lambda c: f"rank 0: {c.meeting.lazy_s * 1e3:.2f} ms n a group; {c.counts.groups} groups of all ranks",
-        "ranks",
-        lambda c, s, k: c.counts.groups * c.meeting.lazy_s * s.ranks / k.core,
+        lambda c: f"rank 0: {c.meeting.lazy_s * 1e3:.2f} ms n log2 n a group; {c.counts.groups} groups of all ranks",
+        "ranks log2 ranks",
+        lambda c, s, k: c.counts.groups * c.meeting.lazy_s * s.ranks * math.log2(s.ranks) / k.core,
         "`TORCH_GLOO_LAZY_INIT=1`, set by itself",
     ),
     Part(
         "votes and the like",
-        lambda c: f"{c.counts.gathers} of them, {c.meeting.vote_s * 1e6:.0f} µs n each on this machine's cores",
+        lambda c: (
+            f"{c.counts.gathers} of them at least, {c.meeting.vote_s * 1e6:.0f} µs n each on this machine's cores"
+        ),
         "log2 ranks",
         lambda c, s, k: c.counts.gathers * gather_rounds(s.ranks) * k.hop_s,
         "twice as many ranks are heard from in each round; what rank 0 tells all goes along a tree",

@@ -18,7 +18,7 @@ from vitscale.model import resolve_variant
 @click.option(
     "--ranks",
     multiple=True,
-    default=(16, 32, 64),
+    default=(32, 64, 128),
     show_default=True,
     type=click.IntRange(min=2),
     help="Processes that meet on this machine; two numbers at least.",

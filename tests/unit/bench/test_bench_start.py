@@ -45,7 +45,7 @@ EACH_OPENS = Cluster(False, 100, 0.5, 1e6, 100, 0.01, core=1)
         ("import: bytes", 4 * 1000, 4 * 1000),
         ("import: running it", 2, 4),
         ("rendezvous, all connect to all", 16, 32),
-        ("rendezvous", 1, 2),
+        ("rendezvous", 3, 6),
         ("votes and the like", 10 * 3 * 0.01, 10 * 3 * 0.01),
         ("index: conversion", 8.192 + 4 * 40 * 8192 / 1e6, 16.384 + 4 * 40 * 8192 / 1e6),
         ("index: open", 0.25 + 8 / 100, 0.5 + 8 / 100),
@@ -88,7 +88,11 @@ def test_growth_is_a_slope_and_none_where_there_is_none():
 
 
 def test_the_meetings_constants_are_those_of_their_kind():
-    met = [Meeting(n, lazy, 1 + n if lazy else 3 * n**2, 0, 0.5 * n) for n in (2, 4, 8) for lazy in (False, True)]
+    met = [
+        Meeting(n, lazy, 1 + n * math.log2(n) if lazy else 3 * n**2, 0, 0.5 * n)
+        for n in (2, 4, 8)
+        for lazy in (False, True)
+    ]
     found = meeting_cost(met)
     assert found.eager_s == pytest.approx(3)
     assert (found.lazy_s, found.vote_s) == pytest.approx((1, 0.5))
@@ -143,7 +147,7 @@ def test_every_part_is_measured_and_projected(tmp_path):
         assert 0 <= low <= high < math.inf
     assert "on 3 nodes x 2 = 6 ranks" in output
     assert "2 groups of all ranks" in rows["rendezvous"][1]
-    assert rows["small files"][1].startswith("4 a rank: ")
+    assert rows["small files"][1].startswith("3 a rank: ")
     assert int(rows["votes and the like"][1].split()[0]) >= 8
     met = [line.strip("| ").split(" | ")[:2] for line in lines if "all to all |" in line or "when they talk |" in line]
     assert met == [[n, kind] for n in ("2", "3") for kind in ("all to all", "when they talk")]
